@@ -1,0 +1,407 @@
+"""A pipeline file: YAML in, frozen stages out, everything checked before anything runs.
+
+A stage is one of three: a `StepUse` measures, a `KeepUse` decides by expression, a `TopUse` decides by rank. Every mistake is
+one line `file:line: what is wrong, what there is, did you mean`. Later code never looks at YAML again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from curate import source, step
+from curate.errors import UserError, did_you_mean
+from curate.keep import Keep, parse
+from curate.step import Spec, known_steps, load_step
+
+TOP_KEYS = ("source", "steps", "shards", "train", "loop")
+OWN_COLUMNS: Mapping[str, pa.DataType] = {"uid": step.string, "image_id": step.string}
+
+
+@dataclass(frozen=True)
+class StepUse:
+    """A step in its place: settings checked, columns bound to names."""
+
+    name: str
+    spec: Spec = field(repr=False)
+    settings: Mapping[str, Any]
+    reads: Mapping[str, str]
+    """parameter → column"""
+    adds: Mapping[str, str]
+    """the step's own name of a column → its name here"""
+    types: Mapping[str, pa.DataType]
+    """the step's own name of a column → type"""
+    prefix: str
+    line: int
+    loop: bool = False
+    """whether its columns depend on the weights that the loop trains"""
+
+    @property
+    def label(self) -> str:
+        """What the funnel and messages call it."""
+        return f"{self.spec.name} as {self.prefix}" if self.prefix else self.spec.name
+
+
+@dataclass(frozen=True)
+class KeepUse:
+    """A decision by expression."""
+
+    keep: Keep
+    line: int
+
+    @property
+    def label(self) -> str:
+        """What the funnel and messages call it."""
+        return f"keep {self.keep.text}"
+
+
+@dataclass(frozen=True)
+class TopUse:
+    """A decision by rank: the best `fraction` of the alive rows (or of the source's rows) by a column; ties by uid."""
+
+    fraction: float
+    by: str
+    of_source: bool
+    line: int
+
+    @property
+    def label(self) -> str:
+        """What the funnel and messages call it."""
+        return f"keep top {self.fraction:g}{' of source' if self.of_source else ''} by {self.by}"
+
+
+Stage = StepUse | KeepUse | TopUse
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """`shards:` in a pipeline: rows a tar, and how many source shards share a block that is packed by itself."""
+
+    rows: int = 10_000
+    block: int = 64
+    write: bool = True
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked pipeline file."""
+
+    path: Path
+    source: Mapping[str, Any]
+    columns: Mapping[str, pa.DataType]
+    """what the source brings"""
+    stages: tuple[Stage, ...]
+    shards: ShardSettings
+    train: Mapping[str, Any] | None
+    loop: Mapping[str, Any] | None
+    lines: Mapping[str, int]
+
+    def where(self, key: str) -> str:
+        """`file:line` of a top-level key."""
+        return f"{self.path}:{self.lines.get(key, 1)}"
+
+
+def load(path: Path, overrides: Sequence[str] = (), until: str | None = None) -> Pipeline:
+    """Read, override (`--set`), check. `until` cuts the list after the last stage of that step. Raises UserError."""
+    document, lines = _read_yaml(path)
+    for override in overrides:
+        _override(document, override)
+    unknown = [k for k in document if k not in TOP_KEYS]
+    if unknown:
+        raise UserError(f"no key '{unknown[0]}'{did_you_mean(unknown[0], TOP_KEYS)}", f"{path}:{lines[unknown[0],]}")
+    for key in ("source", "steps"):
+        if key not in document:
+            raise UserError(f"'{key}:' is missing", f"{path}:1")
+    top_lines = {k: lines.get((k,), 1) for k in document}
+    columns = _source_columns(document["source"], path.parent, f"{path}:{top_lines['source']}")
+    if not isinstance(document["steps"], list):
+        raise UserError("'steps:' is a list of steps and keeps", f"{path}:{top_lines['steps']}")
+    checker = _Checker(path, dict(OWN_COLUMNS) | columns)
+    entries = [(entry, lines.get(("steps", i), top_lines["steps"])) for i, entry in enumerate(document["steps"])]
+    stages = tuple(checker.stage(entry, line) for entry, line in entries)
+    shard_settings = _shard_settings(document.get("shards"), f"{path}:{top_lines.get('shards', 1)}")
+    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, document.get("train"),
+                    document.get("loop"), top_lines)
+
+
+def _cut(stages: tuple[Stage, ...], until: str | None) -> tuple[Stage, ...]:
+    if until is None:
+        return stages
+    names = {name: i for i, s in enumerate(stages) if isinstance(s, StepUse) for name in (s.spec.name, s.prefix, s.label) if name}
+    if until not in names:
+        raise UserError(f"--until {until}: no such step in the pipeline{did_you_mean(until, names)}")
+    return stages[: names[until] + 1]
+
+
+def _source_columns(settings: Any, base: Path, where: str) -> dict[str, pa.DataType]:
+    if not isinstance(settings, Mapping):
+        raise UserError("'source:' is a map, like {pairs: urls/*.parquet, url: URL, caption: TEXT}", where)
+    try:
+        return dict(source.peek(source.parse_source(settings, base)))
+    except UserError as error:
+        raise UserError(str(error), where) from None
+
+
+def _shard_settings(value: Any, where: str) -> ShardSettings:
+    if value == "none":
+        return ShardSettings(write=False)
+    if value is None:
+        return ShardSettings()
+    if not isinstance(value, Mapping):
+        raise UserError("'shards:' is a map like {rows: 10000}, or none", where)
+    known = ("rows", "block")
+    for key, number in value.items():
+        if key not in known:
+            raise UserError(f"shards has no setting '{key}'{did_you_mean(str(key), known)}", where)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise UserError(f"shards.{key}: {number!r} is not a whole number of 1 or more", where)
+    return ShardSettings(**value)
+
+
+class _Checker:
+    """Walks the list once, keeping track of which columns exist so far."""
+
+    def __init__(self, path: Path, columns: dict[str, pa.DataType]) -> None:
+        self.path = path
+        self.columns = columns
+        self.added_at: dict[str, int] = {}
+        self.volatile: set[str] = set()
+        self.loop: set[str] = set()
+
+    def stage(self, entry: Any, line: int) -> Stage:
+        where = f"{self.path}:{line}"
+        name, settings = _entry(entry, where)
+        try:
+            if name == "keep":
+                return self._keep(settings, line)
+            return self._step(name, settings, line)
+        except UserError as error:
+            raise UserError(str(error), where) from None
+
+    def _keep(self, settings: Any, line: int) -> Stage:
+        if isinstance(settings, Mapping):
+            return self._top(settings, line)
+        if not isinstance(settings, str):
+            raise UserError(f"keep takes an expression like \"num_words >= 3\", or {{top: 0.3, by: clip_cos}}, not {settings!r}")
+        keep = parse(settings, self._decidable())
+        for clause in keep.clauses:
+            for column in clause.columns:
+                if column in self.loop and _is_number(self.columns[column]):
+                    raise UserError(f"'{column}' depends on the weights the loop trains, so a fixed threshold means something "
+                                    f"else every round; use keep: {{top: 0.3, by: {column}}}")
+        return KeepUse(keep, line)
+
+    def _top(self, settings: Mapping[str, Any], line: int) -> TopUse:
+        known = ("top", "by", "of")
+        for key in settings:
+            if key not in known:
+                raise UserError(f"keep has no setting '{key}'{did_you_mean(str(key), known)}")
+        fraction, by, of = settings.get("top"), settings.get("by"), settings.get("of")
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise UserError(f"keep top: {fraction!r} is not a share above 0 and at most 1")
+        if not isinstance(by, str):
+            raise UserError("keep top needs 'by: column'")
+        self._require(by, f"keep top {fraction:g}", self._decidable())
+        if not _is_number(self.columns[by]):
+            raise UserError(f"keep top: column '{by}' is {self.columns[by]}, not a number")
+        if of not in (None, "source"):
+            raise UserError(f"keep top: of: {of!r}; there is only 'source'")
+        return TopUse(float(fraction), by, of == "source", line)
+
+    def _step(self, name: str, settings: Any, line: int) -> StepUse:
+        spec = load_step(name, self.path.parent)
+        if settings is None:
+            settings = {}
+        if not isinstance(settings, Mapping):
+            raise UserError(f"step '{name}': settings are a map, not {settings!r}")
+        settings = dict(settings)
+        prefix, of, reads = settings.pop("as", None), settings.pop("of", None), settings.pop("reads", None) or {}
+        for key, value in (("as", prefix), ("of", of)):
+            if value is not None and not (isinstance(value, str) and value.isidentifier()):
+                raise UserError(f"step '{name}': {key}: {value!r} is not a name of letters, digits and _")
+        checked = _check_settings(spec, settings)
+        bound = self._bind(spec, of, reads)
+        loop = any(c in self.loop for c in bound.values()) or any(
+            "weights" in s.tags and checked[n] == "loop" for n, s in spec.settings.items())
+        named_after = prefix if prefix else of if spec.follows and of else ""
+        types = spec.columns(checked)
+        adds = {own: f"{named_after}_{own}" if named_after else own for own in types}
+        self._add(spec, adds, types, line, loop)
+        return StepUse(name, spec, checked, bound, adds, types, named_after, line, loop)
+
+    def _bind(self, spec: Spec, of: str | None, reads: Any) -> dict[str, str]:
+        if not isinstance(reads, Mapping) or not all(isinstance(v, str) for v in reads.values()):
+            raise UserError(f"step '{spec.name}': reads is a map like {{caption: caption_clean}}")
+        for parameter in reads:
+            if parameter not in spec.reads:
+                raise UserError(f"step '{spec.name}' reads no column '{parameter}'{did_you_mean(parameter, spec.reads)}")
+        bound = {}
+        for parameter in spec.reads:
+            column = reads.get(parameter) or parameter
+            if of is not None and parameter not in reads and f"{of}_{parameter}" in self.columns:
+                column = f"{of}_{parameter}"
+            if column not in self.columns and parameter in spec.optional and parameter not in reads:
+                continue
+            self._require(column, f"step '{spec.name}'", self.columns)
+            bound[parameter] = column
+        if of is not None and not any(c.startswith(f"{of}_") for c in bound.values()):
+            prefixes = {c.removesuffix(f"_{p}") for p in spec.reads for c in self.columns if c.endswith(f"_{p}")}
+            raise UserError(f"step '{spec.name}': of: {of}: no column it reads has that prefix{did_you_mean(of, prefixes)}")
+        return bound
+
+    def _require(self, column: str, who: str, columns: Mapping[str, pa.DataType]) -> None:
+        if column in columns:
+            return
+        if column in self.volatile:
+            raise UserError(f"{who}: column '{column}' differs from run to run, so nothing may rest on it")
+        makers = [n for n in known_steps() if column in _adds_of(n)]
+        hint = f"; put {makers[0]} before it" if makers else did_you_mean(column, columns)
+        raise UserError(f"{who} reads column '{column}', which nothing before it adds{hint}")
+
+    def _add(self, spec: Spec, adds: Mapping[str, str], types: Mapping[str, pa.DataType], line: int, loop: bool) -> None:
+        for own, column in adds.items():
+            if column in self.columns or column in self.volatile:
+                place = f"line {self.added_at[column]}" if column in self.added_at else "the source"
+                raise UserError(f"step '{spec.name}' adds column '{column}', which {place} has already; give it 'as: prefix'")
+            self.added_at[column] = line
+            if own in spec.volatile:
+                self.volatile.add(column)
+            else:
+                self.columns[column] = types[own]
+            if loop:
+                self.loop.add(column)
+
+    def _decidable(self) -> dict[str, pa.DataType]:
+        return {n: t for n, t in self.columns.items() if not pa.types.is_nested(t)}
+
+
+def _adds_of(name: str) -> Mapping[str, pa.DataType]:
+    spec = load_step(name)
+    return {} if callable(spec.adds) else spec.adds
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _check_settings(spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+    reserved = ("as", "of", "reads")
+    for key in given:
+        if key not in spec.settings:
+            raise UserError(f"step '{spec.name}' has no setting '{key}'{did_you_mean(str(key), [*spec.settings, *reserved])}")
+    checked = {}
+    for name, setting in spec.settings.items():
+        if name not in given:
+            if setting.default is step.REQUIRED:
+                raise UserError(f"step '{spec.name}' needs the setting '{name}'")
+            checked[name] = setting.default
+            continue
+        try:
+            checked[name] = setting.check(given[name])
+        except ValueError as error:
+            raise UserError(f"{spec.name}.{name}: {given[name]!r}: {error}") from None
+    return checked
+
+
+def _entry(entry: Any, where: str) -> tuple[str, Any]:
+    """`language` or `{language: settings}` → (name, settings)."""
+    if isinstance(entry, str):
+        return entry, None
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, settings = next(iter(entry.items()))
+        if isinstance(name, str):
+            return name, settings
+    raise UserError(f"one step or keep a list item, like '- language' or '- keep: num_words >= 3', not {entry!r}", where)
+
+
+def _override(document: dict[str, Any], text: str) -> None:
+    """Apply one `--set a.b=value`: a top-level key, or a step by its name or its `as`, then keys inside it."""
+    key, equals, raw = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(f"--set {text}: write it as key=value, like download.image_size=384")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: '{raw}' is not YAML") from None
+    if path[0] in TOP_KEYS and path[0] != "steps":
+        _put(document, path, value, text)
+        return
+    steps = document.get("steps")
+    found = [i for i, entry in enumerate(steps if isinstance(steps, list) else []) if path[0] in _names_of(entry)]
+    if not found:
+        names = [n for entry in steps or [] for n in _names_of(entry)] + [k for k in TOP_KEYS if k != "steps"]
+        raise UserError(f"--set {text}: no step or key '{path[0]}'{did_you_mean(path[0], names)}")
+    if len(found) > 1:
+        raise UserError(f"--set {text}: '{path[0]}' stands {len(found)} times in the pipeline; name one by its 'as'")
+    if len(path) == 1:
+        raise UserError(f"--set {text}: say which setting of '{path[0]}', like {path[0]}.NAME=value")
+    name, settings = _entry(steps[found[0]], "")
+    settings = dict(settings or {})
+    _put(settings, path[1:], value, text)
+    steps[found[0]] = {name: settings}
+
+
+def _names_of(entry: Any) -> Iterator[str]:
+    if isinstance(entry, str):
+        entry = {entry: None}
+    name, settings = next(iter(entry.items()), ("", None)) if isinstance(entry, dict) else ("", None)
+    if name and name != "keep":
+        yield str(name)
+        if isinstance(settings, Mapping) and settings.get("as"):
+            yield str(settings["as"])
+
+
+def _put(target: dict[str, Any], path: list[str], value: Any, text: str) -> None:
+    for key in path[:-1]:
+        inner = target.get(key)
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {text}: '{key}' holds {inner!r}, nothing can be set inside it")
+        target[key] = dict(inner)
+        target = target[key]
+    target[path[-1]] = value
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    """The document and the line of every key and list item."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise UserError(f"no pipeline file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read pipeline file {path}: {error}") from None
+    lines: dict[tuple[Any, ...], int] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = _construct(node, (), lines) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"not YAML: {error.problem}", f"{path}:{line}") from None
+    if not isinstance(value, dict):
+        raise UserError("a pipeline is a map with 'source:' and 'steps:'", f"{path}:1")
+    return value, lines
+
+
+def _construct(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> Any:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, (*at, i), lines) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = _construct(key_node, (*at, "<key>"), {})
+            if key in result:
+                raise yaml.MarkedYAMLError(problem=f"'{key}' stands twice", problem_mark=key_node.start_mark)
+            lines[(*at, key)] = key_node.start_mark.line + 1
+            result[key] = _construct(value_node, (*at, key), lines)
+        return result
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()

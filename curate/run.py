@@ -1,0 +1,168 @@
+"""The driver: stages to segments, segments to tasks, tasks to an executor, and a funnel that adds up.
+
+A sample's way through the code: `source` → segments of steps and keeps (`measure`), with barriers (`barrier`) between them →
+`shards`. The driver holds no rows: it hands out tasks, waits for reports, and reads footers.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from curate import files, funnel
+from curate.pipeline import OWN_COLUMNS, KeepUse, Pipeline, Stage, StepUse, TopUse
+from curate.plan import Binder, BoundKeep, Column, WeightsId, spans
+from curate.schedule import Tasks, drain, segment_tasks
+from curate.shards import Block, plan_blocks, write_manifest, write_subset
+from curate.source import Source, ingest, parse_source
+from curate.store import Store
+from curate.work import Pool, Task, Told
+
+
+class Watcher(Protocol):
+    """What shows progress."""
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """A group of tasks begins: how many it has, how many an earlier attempt did."""
+
+    def task(self, task: Task, seconds: float) -> None:
+        """A task is done."""
+
+    def told(self, statuses: Counter[str]) -> None:
+        """So many images ended in these statuses."""
+
+
+@dataclass
+class Outcome:
+    """What a run did: the funnel, the rows measured by step in this attempt, the state at the end."""
+
+    funnel: list[dict[str, Any]]
+    measured: Counter[str]
+    chain: str
+    columns: dict[str, Column]
+    manifest: dict[str, Any] | None = None
+    unfinished: str = ""
+
+
+@dataclass
+class Run:
+    """One attempt at a run: what the driver passes around."""
+
+    pipeline: Pipeline
+    store: Store
+    source: Source
+    pool: Pool
+    binder: Binder
+    watcher: Watcher
+    part: tuple[int, int] | None = None
+    retry: bool = False
+    measured: Counter[str] = field(default_factory=Counter)
+
+    def drain(self, name: str, tasks: Tasks) -> None:
+        """Run a group of tasks and show it."""
+        self.watcher.stage(name, tasks.total, tasks.skipped)
+        for answer in drain(self.pool, tasks):
+            if isinstance(answer, Told):
+                self.watcher.told(answer.statuses)
+            else:
+                self.measured.update(answer[1].measured)
+                self.watcher.task(answer[0], answer[1].seconds)
+
+    def shards_of_part(self) -> list[int]:
+        """The source shards that this attempt works on."""
+        index, count = self.part or (0, 1)
+        return [s for s in range(self.source.num_shards) if s % count == index]
+
+
+def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, watcher: Watcher, *, limit: int | None = None,
+        part: tuple[int, int] | None = None, retry: bool = False, pack: bool = True) -> Outcome:
+    """Take a pipeline from its source to shards. Does only what an earlier attempt has not done. The caller holds the lock."""
+    with store.ingest_lock():
+        source = ingest(parse_source(pipeline.source, pipeline.path.parent), store.source, store.attempt, limit)
+    binder = Binder({**OWN_COLUMNS, **source.columns}, pipeline.path.parent, weights_id)
+    state = Run(pipeline, store, source, pool, binder, watcher, part, retry)
+    decided = _stages(state)
+    outcome = Outcome([], state.measured, binder.chain, binder.columns)
+    if not decided:
+        outcome.unfinished = "this part is done up to the first step that needs every row; run without --part when all parts are"
+        return outcome
+    outcome.funnel = funnel.count(store, source, binder.chain, pipeline.stages)
+    if part is None:
+        files.write_json(store.root / "funnel.json", outcome.funnel, store.attempt)
+        if pack:
+            outcome.manifest = _pack(state)
+    return outcome
+
+
+def _stages(state: Run) -> bool:
+    """All stages of the pipeline; False where a part has to stop before a barrier."""
+    pending: list[tuple[int, Stage | BoundKeep]] = []
+    for stages, barrier in spans(state.pipeline.stages):
+        pending += stages
+        if barrier is None and state.pipeline.shards.write and "image" in state.binder.columns:
+            pending.append((len(state.pipeline.stages), _image_is_there(state)))
+        segments = state.binder.segments(pending or [(-1, _everything())])
+        _record(state)
+        names = ", ".join(dict.fromkeys(s.spec.name for _, s in stages if isinstance(s, StepUse)))
+        state.drain(names or "keeps", segment_tasks(segments, state.source, state.store, state.shards_of_part(), state.retry))
+        if barrier is None:
+            break
+        if state.part is not None:
+            return False
+        pending = list(_barrier(state, *barrier))
+    _record(state)
+    return state.part is None
+
+
+def _barrier(state: Run, index: int, stage: StepUse | TopUse) -> Sequence[tuple[int, BoundKeep]]:
+    """Run a barrier over the rows alive now; for `top`, the keep that its mask decides is the next stage."""
+    alive = [state.store.kept_footer(state.binder.chain, shard)[0] for shard in range(state.source.num_shards)]
+    bound, keep = state.binder.barrier(index, stage, files.digest(alive), state.source.num_distinct)
+    state.drain(stage.label, Tasks([(Task("whole", bound, chain=state.binder.chain), [])]))
+    return [(index, keep)] if keep else []
+
+
+def _image_is_there(state: Run) -> BoundKeep:
+    column = state.binder.columns["image"]
+    return BoundKeep(len(state.pipeline.stages), funnel.HAS_IMAGE, None, {"mask": column})
+
+
+def _everything() -> BoundKeep:
+    """The decision of an empty list of stages: a chain needs a link so that its kept files exist."""
+    return BoundKeep(-1, "keep everything", None, {"mask": Column("uid", pa.string(), "source.uid")})
+
+
+def _pack(state: Run) -> dict[str, Any] | None:
+    """Finished shards, or the table of uids where the pipeline says `shards: none` or holds no images."""
+    store, source, binder, settings = state.store, state.source, state.binder, state.pipeline.shards
+    if not settings.write or "image" not in binder.columns:
+        write_subset(store, source, binder.chain, binder.columns, store.root)
+        return None
+    blocks = plan_blocks(store, source, binder.chain, binder.columns, settings, store.shards)
+    pack(state, blocks)
+    return write_manifest(store.shards, blocks, store.attempt)
+
+
+def pack(state: Run, blocks: Sequence[Block]) -> None:
+    """Write the blocks of a set of shards, in parallel."""
+    state.drain("shards", Tasks([(Task("pack", block, shard=block.index), []) for block in blocks]))
+
+
+def _stage_record(stage: Stage, binder: Binder) -> dict[str, Any]:
+    clauses = [c.text for c in stage.keep.clauses] if isinstance(stage, KeepUse) else []
+    record: dict[str, Any] = {"what": stage.label, "line": stage.line, "clauses": clauses}
+    if isinstance(stage, StepUse):
+        record["folder"] = next((binder.columns[n].folder for n in stage.adds.values() if n in binder.columns), "")
+    return record
+
+
+def _record(state: Run) -> None:
+    """run.json: what a reader of the folder needs to find columns and states; no times, they are in attempts.jsonl."""
+    columns = {n: {**asdict(c), "type": str(c.type)} for n, c in state.binder.columns.items()}
+    stages = [_stage_record(s, state.binder) for s in state.pipeline.stages]
+    files.write_json(state.store.root / "run.json", {
+        "pipeline": str(state.pipeline.path), "chain": state.binder.chain, "stages": stages, "columns": columns,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "attempt": state.store.attempt}, state.store.attempt)

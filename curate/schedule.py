@@ -1,0 +1,98 @@
+"""Which task may start: (segment, shard) with what each waits for. Lowest shard first, later segments before earlier."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from curate.measure import Report
+from curate.plan import Segment
+from curate.source import Source
+from curate.store import Store
+from curate.work import Kind, Pool, Task, Told
+
+KINDS: tuple[Kind, ...] = ("whole", "pack", "model", "cpu", "fetch")
+
+Place = tuple[int, int]
+
+
+class Tasks:
+    """The tasks of one group. `skipped` counts those that an earlier attempt did."""
+
+    def __init__(self, waits: Iterable[tuple[Task, Sequence[Place]]], skipped: int = 0) -> None:
+        pairs = list(waits)
+        self._task = {(task.segment, task.shard): task for task, _ in pairs}
+        self.skipped = skipped
+        self.left = len(pairs)
+        self.total = self.left + skipped
+        self._needs: dict[Place, int] = {}
+        self._frees: dict[Place, list[Place]] = {}
+        self._ready: dict[Kind, list[tuple[int, int]]] = {}
+        for task, needs in pairs:
+            place = (task.segment, task.shard)
+            open_needs = {n for n in needs if n in self._task}
+            self._needs[place] = len(open_needs)
+            for need in open_needs:
+                self._frees.setdefault(need, []).append(place)
+            if not open_needs:
+                self._push(place)
+
+    def pop(self, kind: Kind) -> Task | None:
+        """A ready task of a kind, or None."""
+        heap = self._ready.get(kind)
+        if not heap:
+            return None
+        shard, segment = heapq.heappop(heap)
+        return self._task[-segment, shard]
+
+    def done(self, task: Task) -> None:
+        """A task ended well: what waited for it may be ready."""
+        self.left -= 1
+        for place in self._frees.pop((task.segment, task.shard), ()):
+            self._needs[place] -= 1
+            if not self._needs[place]:
+                self._push(place)
+
+    def _push(self, place: Place) -> None:
+        segment, shard = place
+        heapq.heappush(self._ready.setdefault(self._task[place].kind, []), (shard, -segment))
+
+
+def drain(pool: Pool, tasks: Tasks) -> Iterator[tuple[Task, Report] | Told]:
+    """Run tasks as they become ready, never more in flight than the executor can use; what came back, as it comes."""
+    flying: Counter[Kind] = Counter()
+    while tasks.left:
+        for kind in KINDS:
+            while flying[kind] < pool.capacity(kind) and (ready := tasks.pop(kind)):
+                flying[kind] += 1
+                pool.submit(ready)
+        answer = pool.next()
+        if not isinstance(answer, Told):
+            flying[answer[0].kind] -= 1
+            tasks.done(answer[0])
+        yield answer
+
+
+def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, shards: Sequence[int], retry: bool) -> Tasks:
+    """A task for every segment of every shard that is not through it yet."""
+    waits, skipped = [], 0
+    for index, segment in enumerate(segments):
+        for shard in shards:
+            lends = segment.kind == "fetch" and bool(source.borrowers(shard))   # rows of a new file may want its images
+            if store.has_kept(segment.chain_out, shard) and not lends and not retry:
+                skipped += 1
+            else:
+                task = Task(segment.kind, segment, shard, index, retry=retry)
+                waits.append((task, _needs(index, segments, source, shard)))
+    return Tasks(waits, skipped)
+
+
+def _needs(index: int, segments: Sequence[Segment], source: Source, shard: int) -> list[Place]:
+    """A shard's segment waits for the one before; fetching waits for all who want its images, and they for the fetch."""
+    if not index:
+        return []
+    needs = [(index - 1, shard)]
+    if segments[index].kind == "fetch":
+        needs += [(index - 1, other) for other in source.borrowers(shard)]
+    if segments[index - 1].kind == "fetch":
+        needs += [(index - 1, owner) for owner in source.depends(shard)]
+    return needs

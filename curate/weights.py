@@ -1,0 +1,44 @@
+"""The identity of a model step's weights: a hash of tensor content, plus the class of device that computes with them.
+
+Loading a model only to hash it costs seconds, so answers are remembered in the run's folder: a file's by size and time of
+change, a published tag's by the library's version.
+"""
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from curate import files
+from curate.step import Spec
+from curate.store import Store
+
+
+class WeightsIds:
+    """Callable as `Binder` wants it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = store.root / "weights.json"
+        self._known: dict[str, str] = files.read_json(self._path, {})
+
+    def __call__(self, spec: Spec, settings: Mapping[str, Any], name: str) -> list[str]:
+        """[tensor digest, device class] of the weights that the setting `name` names."""
+        import torch
+
+        model, pretrained = str(settings.get("model", "")), str(settings[name])
+        key = f"{model} {pretrained} {_stamp(pretrained)}"
+        if key not in self._known:
+            from train.models.weights import weights_digest
+
+            self._known[key] = weights_digest(model, pretrained)
+            files.write_json(self._path, self._known, self._store.attempt)
+        return [self._known[key], "cuda" if torch.cuda.is_available() else "cpu"]
+
+
+def _stamp(pretrained: str) -> str:
+    path = Path(pretrained)
+    if not path.exists():
+        return f"open_clip {metadata.version('open_clip_torch')}"
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return files.digest([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in found])
