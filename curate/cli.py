@@ -107,6 +107,8 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="RUN|SHARDS", help="A 
     """Re-hash every shard against the manifest."""
     from curate.shards import verify as check
 
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}")
     shards = folder / "shards" if (folder / "shards").is_dir() else folder
     problems = list(check(shards))
     for line in problems:
@@ -144,7 +146,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _usage(error: typer.TyperException) -> str:
-    return " ".join(error.format_message().split()) + "; see --help"
+    said = " ".join(error.format_message().split())
+    return said if said.endswith("?") else said.rstrip(".") + "; see --help"
 
 
 def _say(message: str, code: int) -> int:

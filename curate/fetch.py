@@ -3,10 +3,8 @@
     async with Fetcher(Limits(contact="https://my.lab/crawl")) as fetcher:
         outcome = await fetcher.get(url)         # never raises for what a url or a server does: `outcome.status` says
 
-- Only http and https. Every host is resolved here, every address checked, and the connection goes to a checked address, so a
-  name that changes its mind (rebinding) gains nothing. Redirects are followed by hand and each hop is checked again.
-- One deadline for everything a url costs, one for an attempt; a limit on bytes; a least speed. Waiting for a place in a queue of
-  ours does not count.
+- Only to addresses that were checked (`addresses`); redirects are followed by hand and each hop is checked again.
+- One deadline for all a url costs, one for an attempt; a limit on bytes; a least speed. Waiting in our own queues does not count.
 - A place at the host is taken before a place among all, and none is held while backing off, so a slow host costs only itself.
 - X-Robots-Tag is read before the body. No cookies, no credentials, no proxies of the environment, no compression.
 
@@ -89,7 +87,7 @@ class Limits:
 
     @property
     def token(self) -> str:
-        """The name in the User-Agent that scoped opt-outs are compared with: the product, or what it says it is compatible with."""
+        """What scoped opt-outs are compared with: the product in the User-Agent, or what it calls itself compatible with."""
         return re.sub(r".*compatible; *", "", self.agent.lower()).strip().partition("/")[0].split(";")[0].split()[0]
 
 
@@ -141,6 +139,12 @@ def _directives(part: str) -> tuple[str | None, list[str]]:
     if " " in name or (first and first not in _KNOWN):
         return None, [name]                                 # an unknown directive with a value, not a robot's name
     return name, [] if first in _VALUED else rest.split()
+
+
+@dataclass
+class _Spent:           # what a url has cost so far, and the hop it is at
+    url: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -232,7 +236,7 @@ class Fetcher:
                     return Outcome(failure.status, failure.error, failure.http_status, final_url=spent.url, attempts=attempt,
                                    seconds=spent.seconds)
 
-    async def _may_retry(self, failure: Failure, url: str, attempt: int, spent: "_Spent") -> bool:
+    async def _may_retry(self, failure: Failure, url: str, attempt: int, spent: _Spent) -> bool:
         """Whether another attempt is due; then its back-off is over."""
         if not failure.again or attempt > self.limits.retries:
             return False
@@ -250,7 +254,7 @@ class Fetcher:
         seed = hashlib.blake2b(f"{attempt} {url}".encode("utf-8", "replace"), digest_size=4).digest()
         return self.limits.backoff_seconds * 2.0 ** (attempt - 1) * (0.5 + int.from_bytes(seed) / 2**32)
 
-    async def _attempt(self, text: str, spent: "_Spent") -> tuple[aiohttp.ClientResponse, bytes]:
+    async def _attempt(self, text: str, spent: _Spent) -> tuple[aiohttp.ClientResponse, bytes]:
         """Follow the url to a body. Raises Failure."""
         left = min(self.limits.timeout_seconds, self.limits.deadline_seconds - spent.seconds)
         url, seen = parse_url(text), set[URL]()
@@ -354,14 +358,6 @@ class Fetcher:
         if not self._accept(head):
             raise Failure("wrong_type", f"not a picture; Content-Type: {response.headers.get('Content-Type', 'none')}",
                           http_status=response.status)
-
-
-@dataclass
-class _Spent:
-    """What a url has cost so far, and the hop it is at."""
-
-    url: str
-    seconds: float = 0.0
 
 
 def _host(url: URL) -> str:

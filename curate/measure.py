@@ -31,6 +31,10 @@ ALL_FAIL = 8
 _NOT_THE_DATA = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
 
 
+class BadAnswer(TypeError):
+    """A step gave back other columns than it declares, or another number of values than rows: the program is wrong."""
+
+
 @dataclass
 class Report:
     """What one task did: rows measured by step, rows alive at its end."""
@@ -174,7 +178,7 @@ class Worker:
         try:
             values = call(_forms(spec, columns, self.store.root))
             return part_table(bound, rows, values, [None] * len(rows))
-        except CurateError:
+        except (CurateError, BadAnswer):
             raise
         except Exception as error:  # noqa: BLE001  a step may raise anything; what is not about the data goes on up
             _reraise_machine_trouble(bound, error)
@@ -189,7 +193,7 @@ class Worker:
             values = call(_forms(spec, {p: c.slice(i, 1) for p, c in columns.items()}, self.store.root))
             part_table(bound, np.array([0]), values, [None])
             return values, None
-        except CurateError:
+        except (CurateError, BadAnswer):
             raise
         except Exception as error:  # noqa: BLE001  the reason goes into the row
             _reraise_machine_trouble(bound, error)
@@ -284,11 +288,11 @@ def _caller(bound: BoundStep, spec: Spec, instance: Any) -> Callable[[dict[str, 
 
 def part_table(bound: BoundStep, rows: np.ndarray, values: Mapping[str, Any], errors: Sequence[str | None]) -> pa.Table:
     if set(values) != set(bound.types):
-        raise TypeError(f"step '{bound.label}' returned columns {sorted(values)}, it declares {sorted(bound.types)}")
+        raise BadAnswer(f"step '{bound.label}' returned columns {sorted(values)}, it declares {sorted(bound.types)}")
     arrays = {own: to_column(values[own], kind) for own, kind in bound.types.items()}
     for own, array in arrays.items():
         if len(array) != len(rows):
-            raise TypeError(f"step '{bound.label}' returned {len(array)} values of '{own}' for {len(rows)} rows")
+            raise BadAnswer(f"step '{bound.label}' returned {len(array)} values of '{own}' for {len(rows)} rows")
     return pa.table({"row": pa.array(rows, pa.int32()), **arrays, ERROR: pa.array(errors, pa.string())})
 
 
@@ -304,8 +308,6 @@ def _reraise_machine_trouble(bound: BoundStep, error: Exception) -> None:
     trouble = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NOT_THE_DATA)
     if trouble or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
         raise RunStopped(f"step '{bound.label}': {type(error).__name__}: {error}") from error
-    if isinstance(error, TypeError) and "declares" in str(error):
-        raise error
 
 
 def _same_image_together(bound: BoundStep, shard: Shard, rows: np.ndarray) -> np.ndarray:

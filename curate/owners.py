@@ -4,7 +4,8 @@
     owners.parquet     image_id, owner, shard    a picture of several shards: the first (`owner`) and each other; sorted by shard
     borrowers.parquet  the same rows, sorted by owner
 
-DuckDB computes them out of core: they are aggregates over 32 hex digits a row, spilled into the source's folder above MEMORY.
+DuckDB computes them in at most MEMORY, with what is more in the source's folder. 64-bit hashes are grouped first, so that only ids
+that may be there twice are ever held as text.
 """
 
 import glob
@@ -33,13 +34,16 @@ from read_parquet('{pattern}', filename = true, file_row_number = true)
 NO_ROWS = "create temp view rows as select 0::integer as shard, 0::integer as row, '' as uid, '' as image_id limit 0"
 POSITION = "(shard::bigint << 32 | row)"
 REPEATS = f"""
-with twice as (select uid, min({POSITION}) as first from rows group by uid having count(*) > 1)
+with maybe as (select hash(uid) as h from rows group by h having count(*) > 1),
+     twice as (select uid, min({POSITION}) as first from rows semi join maybe on hash(uid) = h group by uid having count(*) > 1)
 select shard, row from rows join twice using (uid) where {POSITION} > first order by shard, row
 """
 OWNERS = """
 create temp table owners as
 with own as (select image_id, shard from rows anti join read_parquet('{repeats}') using (shard, row) where image_id is not null),
-     shared as (select image_id, min(shard) as owner from own group by image_id having min(shard) < max(shard))
+     maybe as (select hash(image_id) as h from own group by h having min(shard) < max(shard)),
+     shared as (select image_id, min(shard) as owner from own semi join maybe on hash(image_id) = h
+                group by image_id having min(shard) < max(shard))
 select distinct image_id, owner, shard from own join shared using (image_id) where shard > owner
 """
 REPEATS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32())])

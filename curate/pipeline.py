@@ -4,6 +4,8 @@ A stage is one of three: a `StepUse` measures, a `KeepUse` decides by expression
 one line `file:line: what is wrong, what there is, did you mean`. Later code never looks at YAML again.
 """
 
+import glob
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,13 +188,22 @@ class _Checker:
             return self._top(settings, line)
         if not isinstance(settings, str):
             raise UserError(f"keep takes an expression like \"num_words >= 3\", or {{top: 0.3, by: clip_cos}}, not {settings!r}")
-        keep = parse(settings, self._decidable())
+        keep = self._parse(settings)
         for clause in keep.clauses:
             for column in clause.columns:
                 if column in self.loop and _is_number(self.columns[column]):
                     raise UserError(f"'{column}' depends on the weights the loop trains, so a fixed threshold means something "
                                     f"else every round; use keep: {{top: 0.3, by: {column}}}")
         return KeepUse(keep, line)
+
+    def _parse(self, text: str) -> Keep:
+        try:
+            return parse(text, self._decidable())
+        except UserError as error:
+            missing = re.match("no column '([^']+)'", str(error))
+            if missing:
+                self._require(missing[1], "keep", self._decidable())
+            raise
 
     def _top(self, settings: Mapping[str, Any], line: int) -> TopUse:
         known = ("top", "by", "of")
@@ -301,9 +312,21 @@ def _check_settings(spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         try:
             checked[name] = setting.check(given[name])
+            if "file" in setting.tags and checked[name] is not None:
+                matching_files(checked[name])
         except ValueError as error:
             raise UserError(f"{spec.name}.{name}: {given[name]!r}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{spec.name}.{name}: {error}") from None
     return checked
+
+
+def matching_files(pattern: Any) -> list[Path]:
+    """The files that a file setting names, sorted; UserError where there is none."""
+    found = sorted(Path(p) for p in glob.glob(str(pattern)))
+    if not found:
+        raise UserError(f"no file {pattern}")
+    return found
 
 
 def _entry(entry: Any, where: str) -> tuple[str, Any]:

@@ -5,7 +5,6 @@ not know the keeps before it, so a threshold changed re-measures nothing. A chai
 shard is through" is one file's existence. A barrier's id also holds the digests of the rows alive, known only when it is reached.
 """
 
-import glob
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from curate import files
-from curate.errors import UserError
 from curate.keep import Keep
-from curate.pipeline import KeepUse, Stage, StepUse, TopUse
+from curate.pipeline import KeepUse, Stage, StepUse, TopUse, matching_files
 from curate.step import Operational, Setting, Spec, load_step
 
 SegmentKind = Literal["cpu", "model", "fetch"]
@@ -152,21 +150,13 @@ class Binder:
         if value is not None and "weights" in setting.tags:
             return self._weights_id(spec, settings, setting.name)
         if value is not None and "file" in setting.tags:
-            return [files.file_digest(p) for p in expand(value)]
+            return [files.file_digest(p) for p in matching_files(value)]
         return str(value) if isinstance(value, Path) else value
 
     def _add(self, stage: StepUse, bound: BoundStep) -> None:
         for own, name in stage.adds.items():
             if own not in stage.spec.volatile:
                 self.columns[name] = Column(own, stage.types[own], f"{bound.id}.{own}", bound.folder, stage.spec.kind == "fetch")
-
-
-def expand(pattern: Any) -> list[Path]:
-    """The files that a File setting names, sorted; UserError where there is none."""
-    found = sorted(Path(p) for p in glob.glob(str(pattern)))
-    if not found:
-        raise UserError(f"no file {pattern}")
-    return found
 
 
 def spans(stages: Sequence[Stage]) -> Iterator[tuple[list[tuple[int, Stage]], tuple[int, StepUse | TopUse] | None]]:

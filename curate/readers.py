@@ -9,6 +9,7 @@ quoted as a whole, and mean nothing else.
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import shutil
@@ -27,6 +28,7 @@ from curate.locations import SourceFile
 
 MAX_RECORD_LINES = 100
 """A quoted csv field that spans more lines than this was never closed."""
+BLOCK_LINES = 128
 MAX_OBJECT_CHARS = 1 << 26
 """Above this an element of a JSON list is taken to be a broken file."""
 BLOCK = 1 << 20
@@ -128,7 +130,8 @@ def _unquoted(value: str) -> str:
 
 
 class _Lines:
-    """Feeds csv.reader with lines, remembers those of the record it is at, and ends where a quote stays open for too long."""
+    """Lines that can be given back. As an iterator it feeds csv.reader, remembers what the record at hand is made of, and ends
+    where a quote stays open for too long."""
 
     def __init__(self, text: IO[str]) -> None:
         self._text = text
@@ -149,6 +152,12 @@ class _Lines:
         self.taken.append(line)
         return line
 
+    def block(self) -> list[str]:
+        """The next lines, all of them taken."""
+        self.taken = [self._again.popleft() for _ in range(min(len(self._again), BLOCK_LINES))]
+        self.taken += itertools.islice(self._text, BLOCK_LINES - len(self.taken))
+        return self.taken
+
     def accept(self, lines: int) -> None:
         """Go on behind so many of the lines taken; the others are read again."""
         self.number += lines
@@ -158,24 +167,41 @@ class _Lines:
 
 
 def _csv_records(text: IO[str]) -> Iterator[Record]:
-    """Records after RFC 4180. A quote that is never closed costs its own line only: the lines behind it are read again."""
+    """Records after RFC 4180, block by block where each line is a record, else one by one."""
     lines = _Lines(text)
-    while True:
+    while block := lines.block():
+        try:
+            records = list(csv.reader(block, strict=True))
+        except csv.Error:
+            records = []
+        if len(records) == len(block):
+            yield from ((number, fields) for number, fields in enumerate(records, lines.number) if fields)
+            lines.accept(len(block))
+        else:
+            lines.accept(0)
+            yield from _csv_one_by_one(lines, lines.number + len(block))
+
+
+def _csv_one_by_one(lines: _Lines, end: int) -> Iterator[Record]:
+    """Records up to line `end` or a little further. A quote that is never closed costs its own line only: those behind it are
+    read again."""
+    while lines.number < end:
         reader = csv.reader(lines)
         try:
-            for fields in reader:
-                if lines.ended:
-                    break
-                if fields:
-                    yield lines.number, fields
-                lines.accept(len(lines.taken))
+            fields = next(reader, None)
+            if fields is None:
+                return
             reason = "a quote is never closed"
         except csv.Error as error:
-            reason = str(error).split(" - ")[0]
-        if not lines.taken:
-            return
-        yield lines.number, reason
-        lines.accept(1)
+            fields, reason = [], str(error).split(" - ")[0]
+            lines.ended = True
+        if lines.ended:
+            yield lines.number, reason
+            lines.accept(1)
+        else:
+            if fields:
+                yield lines.number, fields
+            lines.accept(len(lines.taken))
 
 
 def _objects(values: Iterator[tuple[int, Any]], rows: int) -> Iterator[Chunk]:

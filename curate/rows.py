@@ -6,8 +6,8 @@
 """
 
 import hashlib
-import unicodedata
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,24 +16,8 @@ from curate.columns import Chunk, Unreadable
 from curate.locations import Names
 from curate.step import image, string
 
+NO_TEXT = pa.scalar(None, string)
 OURS = ("uid", "image_id", "url", "caption", "image", "source_error")
-
-
-def url_id(url: str) -> str:
-    """The image_id of a url: 128 bits of blake2b of its UTF-8 bytes, as 32 hex digits."""
-    return hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
-
-
-def row_uid(image_id: str, caption: str | None) -> str:
-    """The uid of a row without one of its own: image_id, NUL, and the caption in NFC without white space around it."""
-    text = caption or ""
-    text = text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip()
-    return hashlib.blake2b(f"{image_id}\0{text}".encode(), digest_size=16).hexdigest()
-
-
-def _lost_uid(file: int, row: int) -> str:
-    """The uid of a row that has no picture to tell it by: its place in the source (number of the file, number of the row)."""
-    return hashlib.blake2b(f"row\0{file}\0{row}".encode(), digest_size=16).hexdigest()
 
 
 def shard_table(chunk: Chunk, names: Names, file: int, first: int) -> pa.Table:
@@ -42,22 +26,41 @@ def shard_table(chunk: Chunk, names: Names, file: int, first: int) -> pa.Table:
     Raises Unreadable where a column with a meaning holds what is no text.
     """
     urls, captions, own_uids = (_named(chunk, n) for n in names)
-    by_bytes = chunk.image_ids or [None] * chunk.rows
-    url_list, caption_list = urls.to_pylist(), captions.to_pylist()
-    image_ids = [other if url is None else url_id(url) for url, other in zip(url_list, by_bytes, strict=True)]
-    uids = [_lost_uid(file, first + row) if image_id is None else row_uid(image_id, caption)
-            for row, (image_id, caption) in enumerate(zip(image_ids, caption_list, strict=True))]
-    table = {"uid": pc.coalesce(own_uids, pa.array(uids, string)), "image_id": pa.array(image_ids, string),
-             "url": urls, "caption": captions}
-    if chunk.places is not None:
-        table["image"] = pa.array(chunk.places, image)
-    table["source_error"] = pa.array(_errors(chunk, image_ids, captions), string)
+    image_ids = _hashed(urls)
+    if chunk.image_ids is not None:
+        image_ids = pc.coalesce(image_ids, pa.array(chunk.image_ids, string))
+    table = {"uid": pc.coalesce(own_uids, _uids(image_ids, captions, file, first)), "image_id": image_ids, "url": urls,
+             "caption": captions}
+    places = None if chunk.places is None else pa.array(chunk.places, image)
+    if places is not None:
+        table["image"] = places
+    table["source_error"] = _errors(chunk, image_ids if places is None else places, captions)
     for name in [n for n in chunk.fields if n not in names]:
         column = chunk.fields[name]
         while name.lower() in {*OURS, *(n.lower() for n in table)}:
             name = f"source_{name}"
         table[name] = columns.inferred(column) if chunk.is_text else column
     return pa.table(table)
+
+
+def _hashed(texts: pa.Array) -> pa.Array:
+    """128 bits of blake2b of each text's UTF-8 bytes, as 32 hex digits; null where there is none."""
+    blake2b = hashlib.blake2b
+    values = pc.fill_null(texts.cast(pa.binary()), b"").to_pylist()
+    digits = b"".join([blake2b(v, digest_size=16).digest() for v in values]).hex().encode()
+    offsets = np.arange(0, 32 * len(values) + 1, 32, dtype=np.int32)
+    hashes = pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(digits))
+    return pc.if_else(texts.is_valid(), hashes, NO_TEXT) if texts.null_count else hashes
+
+
+def _uids(image_ids: pa.Array, captions: pa.Array, file: int, first: int) -> pa.Array:
+    """The uids of rows without one of their own. What has no picture to tell it by is told by its place in the source."""
+    texts = pc.utf8_trim_whitespace(pc.utf8_normalize(pc.fill_null(captions, ""), form="NFC"))
+    uids = _hashed(pc.binary_join_element_wise(image_ids, texts, "\0"))
+    if not image_ids.null_count:
+        return uids
+    places = pa.array([f"row\0{file}\0{row}" for row in range(first, first + len(uids))], string)
+    return pc.coalesce(uids, _hashed(places))
 
 
 def _named(chunk: Chunk, name: str | None) -> pa.Array:
@@ -72,17 +75,16 @@ def _named(chunk: Chunk, name: str | None) -> pa.Array:
     for row in mended:
         chunk.note(row, f"{name}: invalid characters replaced")
     blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
-    return pc.if_else(blank, pa.scalar(None, string), texts) if pc.any(blank).as_py() else texts
+    return pc.if_else(blank, NO_TEXT, texts) if pc.any(blank).as_py() else texts
 
 
-def _errors(chunk: Chunk, image_ids: list[str | None], captions: pa.Array) -> list[str | None]:
-    lacking = "no url" if chunk.places is None else "no picture"
-    there = image_ids if chunk.places is None else chunk.places
-    for row in [i for i, value in enumerate(there) if value is None]:
-        if row not in chunk.errors:
-            chunk.note(row, lacking)
-    if captions.null_count:
-        for row in pc.indices_nonzero(captions.is_null()).to_pylist():
-            if row not in chunk.errors or chunk.errors[row] == lacking:
-                chunk.note(row, "no caption")
-    return [chunk.errors.get(row) for row in range(chunk.rows)] if chunk.errors else [None] * chunk.rows
+def _errors(chunk: Chunk, pictures: pa.Array, captions: pa.Array) -> pa.Array:
+    """What the reader noted, and what a row lacks where the reader gave no reason. `pictures` is null where there is none."""
+    noted = set(chunk.errors)
+    for column, what in ((pictures, "no url" if chunk.places is None else "no picture"), (captions, "no caption")):
+        for row in pc.indices_nonzero(column.is_null()).to_pylist() if column.null_count else ():
+            if row not in noted:
+                chunk.note(row, what)
+    if not chunk.errors:
+        return pa.nulls(chunk.rows, string)
+    return columns.from_texts([chunk.errors.get(row) for row in range(chunk.rows)])[0]

@@ -15,6 +15,7 @@ import time
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -330,16 +331,20 @@ def _read(source: Source, settings: SourceSettings, file: SourceFile, attempt: s
     stamp, seen, schema, rows = file.stamp(), samples.Seen(), source.stored, 0
     left = None if settings.limit is None else settings.limit - source.num_rows
     shards = itertools.count(source.num_shards)
-    with closing(_tables(settings, file, len(source.parts), settings.shard_rows, seen)) as tables:
+    tables = _tables(settings, file, len(source.parts), settings.shard_rows, seen)
+    with closing(tables), ThreadPoolExecutor(1) as writer:  # one shard is written while the next one is hashed
+        writing: Future[Any] = writer.submit(int)
         for table in tables:
             table = table[:left - rows] if left is not None else table
             schema, rows = columns.merged(schema, table.schema), rows + len(table)
+            writing.result()
             if len(table):
-                files.write_table(source.path(next(shards)), table, attempt)
+                writing = writer.submit(files.write_table, source.path(next(shards)), table, attempt)
             if progress:
                 progress(source.num_rows + rows)
             if rows == left:
                 break
+        writing.result()
     if file.stamp() != stamp:
         raise UserError(f"'{file.shown}' changed while it was read; run the same command again")
     whole = rows != left and not file.is_remote

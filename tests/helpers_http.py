@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -73,6 +74,23 @@ async def site(routes: Mapping[str, Route], host: str = "127.0.0.1") -> AsyncIte
         await server.wait_closed()
 
 
+@asynccontextmanager
+async def listener(says: bytes = b"", tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A port that speaks no HTTP: it takes connections, says something or nothing, and keeps them open."""
+    writers: list[asyncio.StreamWriter] = []
+
+    def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(says)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for writer in writers:
+        writer.close()
+    await server.wait_closed()
+
+
 def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Make an async test an ordinary one."""
     @functools.wraps(test)
@@ -84,7 +102,7 @@ def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
 async def _client(here: Site, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while line := await reader.readline():
-            path = line.split()[1].decode()
+            path = line.split()[1].decode("latin-1")
             headers = {}
             while (header := (await reader.readline()).decode("latin-1").strip()):
                 name, _, value = header.partition(":")

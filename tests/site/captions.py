@@ -23,7 +23,7 @@ TEXTURES = {"plain": (("", ""),) * 4 + (("plain", ""),), "striped": (("striped",
             "dotted": (("dotted", ""), ("spotted", ""), ("", "with dots")), "checked": (("checked", ""), ("chequered", ""), ("", "with checks")),
             "zigzag": (("zigzag", ""), ("", "with a zigzag pattern"))}
 """Word before the noun and words behind it."""
-SHAPES = {"circle": ("circle", "circle", "disc"), "moon": ("moon", "crescent moon"), "cross": ("cross",)}
+SHAPES = {"moon": ("moon", "crescent moon"), "ring": ("ring", "ring", "hoop")}
 PLURALS = {"cross": "crosses"}
 SURFACES = ("on a {bg} background", "on a {bg} background", "against a {bg} background", "on {bg} paper")
 
@@ -35,7 +35,7 @@ PAIR = ("{a} {rel} {b}", "{a} {rel} {b}", "{a} {rel} {b} {on}", "a picture of {a
 ROW = ("{a} between {b} and {c}", "{a} between {b} and {c} {on}", "{b} and {c} with {a} between them", "a picture of {a} between {b} and {c}",
        "{b}, {a} and {c} in a row", "there {is} {a} between {b} and {c}")
 WAYS = {"above": ("above", "above", "over"), "below": ("below", "under", "underneath"), "in front of": ("in front of",), "behind": ("behind",),
-        "left of": ("to the left of", "left of"), "right of": ("to the right of", "right of")}
+        "left of": ("to the left of", "on the left of"), "right of": ("to the right of", "on the right of")}
 REVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of", "in front of": "behind"}
 
 BOILERPLATE = ("IMG_{n}.JPG", "DSC0{n}.jpg", "image{n}", "Screenshot {n}", "product-{n}", "stock photo", "thumbnail", "untitled", "1920x1080", "photo",
@@ -45,13 +45,28 @@ SALES = ("BEST PRICE !!! {} FREE SHIPPING !!!", "SALE {} BUY NOW", "{} ONLY TODA
 
 
 def captions(scene: Scene, n: int) -> list[str]:
-    """`n` different right captions; a longer list begins with the shorter one."""
-    found: dict[str, None] = {}
-    for text in _phrasings(scene):
-        found.setdefault(text)
+    """`n` right captions, different by more than capitals and a full stop; a longer list begins with the shorter one."""
+    found: dict[str, str] = {}
+    for text in phrasings(scene):
+        found.setdefault(plain(text), text)
         if len(found) == n:
             break
-    return list(found)
+    return list(found.values())
+
+
+def phrasings(scene: Scene) -> Iterator[str]:
+    """Right captions without end, some of them more than once."""
+    rng = scene.rng("captions")
+    while True:
+        text = _sentence(scene, rng)
+        if WORDS[0] <= len(text.split()) <= WORDS[1]:
+            text = text[0].upper() + text[1:] if rng.random() < .45 else text
+            yield text + ("." if rng.random() < .25 else "")
+
+
+def plain(text: str) -> str:
+    """The text in small letters and without its full stop."""
+    return text.lower().rstrip(".")
 
 
 def boilerplate(rng: random.Random) -> str:
@@ -61,7 +76,7 @@ def boilerplate(rng: random.Random) -> str:
 
 def repeated(rng: random.Random, text: str) -> str:
     """One word of the text, 8 to 20 times."""
-    word = rng.choice([w for w in text.lower().rstrip(".").split() if len(w) > 3])
+    word = rng.choice([w for w in plain(text).split() if len(w) > 3])
     return " ".join([word] * rng.randint(8, 20))
 
 
@@ -75,15 +90,6 @@ def foreign(rng: random.Random) -> tuple[str, str]:
     language = rng.choice(tuple(FOREIGN))
     pattern, firsts, ways, seconds = FOREIGN[language]
     return language, pattern.format(a=rng.choice(firsts), way=rng.choice(ways), b=rng.choice(seconds))
-
-
-def _phrasings(scene: Scene) -> Iterator[str]:
-    rng = scene.rng("captions")
-    while True:
-        text = _sentence(scene, rng)
-        if WORDS[0] <= len(text.split()) <= WORDS[1]:
-            text = text[0].upper() + text[1:] if rng.random() < .45 else text
-            yield text + ("." if rng.random() < .25 else "")
 
 
 def _sentence(scene: Scene, rng: random.Random) -> str:
@@ -116,9 +122,9 @@ FOREIGN: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
            ("Ein kleiner roter Kreis", "Zwei blaue Sterne", "Drei gestreifte Dreiecke", "Ein großes grünes Herz", "Ein gelber Ring"),
            ("liegt über", "neben", "liegt unter", "links von"),
            ("einem großen schwarzen Quadrat", "einem weißen Kreuz", "zwei gepunkteten Kreisen auf grauem Papier", "einem braunen Sechseck")),
-    "fr": ("{a} {way} {b}",
+    "fr": ("{a} {way}{b}",
            ("un petit cercle rouge", "deux étoiles bleues", "trois triangles rayés", "un grand cœur vert", "un anneau jaune à pois"),
-           ("juste au-dessus d’", "à gauche d'", "en dessous d'", "à côté d'"),
+           ("juste au-dessus d’", "à gauche d’", "en dessous d’", "à côté d’"),
            ("un grand carré noir", "une croix blanche sur fond gris", "un hexagone marron", "une lune violette")),
     "es": ("{a} {way} {b}",
            ("un pequeño círculo rojo", "dos estrellas azules", "tres triángulos rayados", "un corazón verde muy grande", "un anillo amarillo"),

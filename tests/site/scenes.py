@@ -16,7 +16,7 @@ COLOURS: dict[str, Colour] = {
     "red": (212, 45, 48), "orange": (236, 124, 32), "yellow": (246, 204, 54), "green": (44, 156, 88), "blue": (42, 104, 216),
     "purple": (126, 68, 178), "pink": (242, 124, 170), "brown": (126, 80, 48), "black": (36, 38, 44), "white": (250, 250, 247)}
 BACKGROUNDS: dict[str, Colour] = {
-    "cream": (246, 236, 212), "light grey": (220, 223, 227), "light blue": (194, 219, 240), "mint green": (200, 232, 214),
+    "cream": (246, 236, 212), "light grey": (220, 223, 227), "light blue": (194, 219, 240), "pale green": (200, 232, 214),
     "lavender": (222, 211, 241), "pale pink": (247, 218, 222), "dark blue": (36, 50, 88), "dark grey": (70, 74, 82),
     "dark green": (28, 74, 60)}
 TEXTURES = {"plain": 6, "striped": 3, "dotted": 3, "checked": 2, "zigzag": 1}
