@@ -19,7 +19,6 @@ import ipaddress
 import math
 import re
 import resource
-import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
@@ -204,8 +203,7 @@ class Fetcher:
         _raise_handle_limit()
         limits = self.limits
         self._resolver = Resolver(limits.networks, self._ask, seconds=limits.dns_seconds, keep_seconds=limits.dns_keep_seconds)
-        connector = aiohttp.TCPConnector(limit=0, use_dns_cache=False, keepalive_timeout=5, resolver=self._resolver,
-                                         ssl=ssl.create_default_context())
+        connector = aiohttp.TCPConnector(limit=0, use_dns_cache=False, keepalive_timeout=5, resolver=self._resolver)
         headers = {"User-Agent": limits.agent, "Accept": ACCEPT, "Accept-Encoding": "identity"}
         self._session = aiohttp.ClientSession(connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar(),
                                               trust_env=False, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None))

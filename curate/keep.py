@@ -60,8 +60,8 @@ TESTS = {"COMPARE_EQUAL": "{} = {}", "COMPARE_NOTEQUAL": "{} != {}", "COMPARE_LE
          "COMPARE_BETWEEN": "{} {no}between {} and {}", "COMPARE_IN": "{} {no}in ({})",
          "OPERATOR_IS_NULL": "{} is null", "OPERATOR_IS_NOT_NULL": "{} is not null"}
 INSTEAD = {"||": "; write or", "|": "; write or", "&&": "; write and", "&": "; write and", "!": "; write not",
-           "regexp_full_match": "; write regexp_matches", "is_distinct_from": "; write != or `not is_dup`",
-           "is_not_distinct_from": "; write = or `is_dup`"}
+           "regexp_full_match": "; write regexp_matches", "compare distinct from": " (is not true); write `not x` or !=",
+           "compare not distinct from": " (is true); write `x` or ="}
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Node = dict[str, Any]
@@ -111,9 +111,9 @@ def parse(text: str, columns: Mapping[str, pa.DataType]) -> Keep:
     clauses = tuple(_Reader(columns, text).clause(part) for part in parts)
     keep = Keep(text, clauses, {name: _plain(columns[name]) for name in reader.reads})
     try:
-        evaluate(keep, pa.table({name: pa.array([], type_) for name, type_ in keep.columns.items()}))
+        evaluate(keep, pa.Table.from_arrays([pa.nulls(0, type_) for type_ in keep.columns.values()], names=[*keep.columns]))
     except duckdb.Error as error:
-        raise UserError(f"`{plain}` can't be computed: {_first_line(error)}") from None
+        raise UserError(f"`{plain}` can't be computed: {str(error).splitlines()[0].partition('. ')[0]}") from None
     return keep
 
 
@@ -121,8 +121,9 @@ def evaluate(keep: Keep, table: pa.Table) -> Verdicts:
     """Judge each row of `table`: the first clause that is not true decides; a row that none stops is kept."""
     judged = ", ".join(f"{clause.sql} as v{i}" for i, clause in enumerate(keep.clauses))
     codes = " ".join(f"when v{i} is null then {-i - 1} when not v{i} then {i + 1}" for i in range(len(keep.clauses)))
+    batch = pa.Table.from_arrays([table[name].cast(type_) for name, type_ in keep.columns.items()], names=[*keep.columns])
     with _database(os.getpid()).cursor() as cursor:
-        cursor.register("batch", pa.table({name: table[name].cast(type_) for name, type_ in keep.columns.items()}))
+        cursor.register("batch", batch)
         cursor.execute(f"select (case {codes} else 0 end)::smallint as code from (select {judged} from batch)")
         code = np.asarray(cursor.fetchnumpy()["code"], np.int16)
     assert len(code) == table.num_rows
@@ -140,7 +141,7 @@ def _database(pid: int) -> duckdb.DuckDBPyConnection:
 
 
 def _tree(text: str) -> Node:
-    """The tree of `select text`, without the places in the text. Nothing is run; comments, which leave no trace in it, are refused."""
+    """The tree of `select text`, without the places in the text. Comments leave no trace in it and are refused before."""
     if not text:
         raise UserError("the expression is empty")
     if len(text) > MAX_LENGTH or sum(map(text.count, "([{")) > MAX_BRACKETS:
@@ -156,16 +157,11 @@ def _tree(text: str) -> Node:
         (answer,) = cursor.execute("select json_serialize_sql($1::varchar)", ["select " + text]).fetchall()[0]
     parsed = json.loads(answer, object_hook=lambda d: {k: v for k, v in d.items() if not k.startswith("query_location")})
     if parsed["error"]:
-        raise UserError(f"not an expression: {_first_line(parsed['error_message'])}")
+        raise UserError(f"not an expression: {parsed['error_message'].partition('. ')[0]}")
     node: Node = parsed["statements"][0]["node"]
     if node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1:
         raise UserError("a keep is one expression and no more; join several with and, or")
     return node
-
-
-def _first_line(error: object) -> str:
-    line = str(error).splitlines()[0]
-    return f"nested more than {MAX_DEPTH} levels deep" if "Max expression depth" in line else line
 
 
 class _Piece(NamedTuple):
@@ -238,14 +234,12 @@ class _Reader:
             case "CAST":
                 return self.cast(node["type_expr"].get("type_name", ""), node["try_cast"], node["child"])
             case "FUNCTION":
-                return self.call(node["function_name"], [given["expression"] for given in node["arguments"]], node["is_operator"])
+                return self.call(node["function_name"], [a["expression"] for a in node["arguments"]], node["is_operator"])
             case "OPERATOR" if node["type"] == "OPERATOR_COALESCE":
                 return self.call("coalesce", node["children"])
-        word = "comparison" if node["type"] in TESTS else node["class"].lower()
-        if word == "operator" or "DISTINCT" in node["type"]:
-            word = node["type"].lower().replace("compare_", "is_")
-        raise UserError(f"no {word.replace('_', ' ')} here{INSTEAD.get(word, '')}; a keep has only comparisons of columns, constants "
-                        "and functions of them, joined by and, or, not")
+        word = node["type" if "DISTINCT" in node["type"] else "class"].lower().replace("_", " ")
+        raise UserError(f"no {word} here{INSTEAD.get(word, '')}; a keep has only comparisons of columns, constants and functions "
+                        "of them, joined by and, or, not")
 
     def column(self, path: Sequence[str]) -> _Piece:
         name, quoted = path[0], '"' + path[0].replace('"', '""') + '"'

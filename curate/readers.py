@@ -186,22 +186,27 @@ def _csv_one_by_one(lines: _Lines, end: int) -> Iterator[Record]:
     """Records up to line `end` or a little further. A quote that is never closed costs its own line only: those behind it are
     read again."""
     while lines.number < end:
-        reader = csv.reader(lines)
+        fields: list[str] | str | None
         try:
-            fields = next(reader, None)
-            if fields is None:
-                return
-            reason = "a quote is never closed"
-        except csv.Error as error:
-            fields, reason = [], str(error).split(" - ")[0]
-            lines.ended = True
-        if lines.ended:
-            yield lines.number, reason
+            fields = next(csv.reader(lines, strict=True), None)
+        except csv.Error:
+            fields = "a quote is never closed" if lines.ended or len(lines.taken) > 1 else _lenient(lines.taken)
             lines.accept(1)
-        else:
-            if fields:
-                yield lines.number, fields
-            lines.accept(len(lines.taken))
+            yield lines.number - 1, fields
+            continue
+        if fields is None:
+            return
+        if fields:
+            yield lines.number, fields
+        lines.accept(len(lines.taken))
+
+
+def _lenient(line: list[str]) -> list[str] | str:
+    """The fields of one line that has quotes where RFC 4180 allows none, or what is wrong with it."""
+    try:
+        return next(csv.reader(line))
+    except csv.Error as error:
+        return str(error).split(" - ")[0]
 
 
 def _objects(values: Iterator[tuple[int, Any]], rows: int) -> Iterator[Chunk]:

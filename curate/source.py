@@ -282,8 +282,10 @@ def ingest(settings: SourceSettings, folder: Path, attempt: str, limit: int | No
 
 def _check_settings(source: Source, settings: SourceSettings) -> None:
     for name, now in settings.meaning.items():
-        if source.settings[name] != now:
-            raise UserError(f"source: {name} was {source.settings[name]} in '{source.folder.parent}', now it is {now}; {ANEW}")
+        before = source.settings[name]
+        if before != now:
+            was, is_ = ("not set" if value is None else repr(value) for value in (before, now))
+            raise UserError(f"source: {name} was {was} in '{source.folder.parent}', now it is {is_}; {ANEW}")
 
 
 def _check_files(source: Source, settings: SourceSettings, found: Mapping[str, SourceFile], attempt: str) -> Source:

@@ -18,6 +18,7 @@ RADIUS: dict[Size, float] = {"small": .082, "medium": .132, "large": .19}
 FINER = 4
 MARGIN = .035
 PATTERN_SIDE = 112
+WHITE: Colour = (255, 255, 255)
 SHADOW: Colour = (22, 20, 34)
 
 Box = tuple[float, float, float, float]
@@ -46,17 +47,21 @@ def _layout(scene: Scene, rng: random.Random) -> list[tuple[Group, Box, float]]:
         front, behind = scene.groups
         back = sizes[1] * 1.6
         x, y = w / 2 + rng.uniform(-.5, .5) * (w - 2 * back - 2 * m), h / 2 + rng.uniform(-.5, .5) * (h - 2 * back - 2 * m)
-        reach = back * .62
-        return [(behind, (x - back, y - back, x + back, y + back), back), (front, (x - reach, y - reach, x + reach, y + reach), sizes[0])]
+        return [(behind, _around(x, y, back), back), (front, _around(x, y, back * .62), sizes[0])]
     if scene.relation == "between":
         middle, left, right = scene.groups
         third = (w - 2 * m) / 3
         columns = [(m + i * third, m, m + (i + 1) * third, h - m) for i in range(3)]
         return [(g, box, min(RADIUS[g.size] * side, third / 2)) for g, box in zip((left, middle, right), columns, strict=True)]
-    halves: dict[str, tuple[Box, Box]] = {
-        "above": ((m, m, w - m, h / 2), (m, h / 2, w - m, h - m)), "below": ((m, h / 2, w - m, h - m), (m, m, w - m, h / 2)),
-        "left of": ((m, m, w / 2, h - m), (w / 2, m, w - m, h - m)), "right of": ((w / 2, m, w - m, h - m), (m, m, w / 2, h - m))}
-    return [(g, box, r) for g, box, r in zip(scene.groups, halves[scene.relation], sizes, strict=True)]
+    upper, lower = (m, m, w - m, h / 2), (m, h / 2, w - m, h - m)
+    left_half, right_half = (m, m, w / 2, h - m), (w / 2, m, w - m, h - m)
+    halves: dict[str, tuple[Box, Box]] = {"above": (upper, lower), "below": (lower, upper),
+                                          "left of": (left_half, right_half), "right of": (right_half, left_half)}
+    return list(zip(scene.groups, halves[scene.relation], sizes, strict=True))
+
+
+def _around(x: float, y: float, reach: float) -> Box:
+    return x - reach, y - reach, x + reach, y + reach
 
 
 def _centres(rng: random.Random, box: Box, count: int, radius: float) -> list[Point]:
@@ -73,7 +78,8 @@ def _centres(rng: random.Random, box: Box, count: int, radius: float) -> list[Po
         in_row = min(columns, count - row * columns)
         cell_w, cell_h = width / in_row, height / rows
         free_x, free_y = max(0.0, cell_w / 2 - radius) * .8, max(0.0, cell_h / 2 - radius) * .8
-        centres.append((left + (column + .5) * cell_w + rng.uniform(-free_x, free_x), top + (row + .5) * cell_h + rng.uniform(-free_y, free_y)))
+        x, y = left + (column + .5) * cell_w, top + (row + .5) * cell_h
+        centres.append((x + rng.uniform(-free_x, free_x), y + rng.uniform(-free_y, free_y)))
     return centres
 
 
@@ -99,13 +105,13 @@ def _paper(group: Group, mask: Image.Image, radius: float, rng: random.Random) -
     colour, side = _varied(COLOURS[group.colour], rng), mask.width
     paper = Image.new("RGB", (side, side), colour)
     if group.texture != "plain":
-        other = _mixed(colour, (255, 255, 255), .72) if contrast(colour, (255, 255, 255)) > 260 else _mixed(colour, (70, 55, 60), .5)
+        other = _mixed(colour, WHITE, .72) if contrast(colour, WHITE) > 260 else _mixed(colour, (70, 55, 60), .5)
         pattern = _pattern(group.texture, max(6, 2 * round(radius * .23)), rng.choice((0, 45, 90, 135)))
         x, y = rng.randrange(PATTERN_SIDE - side + 1), rng.randrange(PATTERN_SIDE - side + 1)
         inside = mask.filter(ImageFilter.MinFilter(5 if radius > 24 else 3))
         paper.paste(other, (0, 0), ImageChops.multiply(pattern.crop((x, y, x + side, y + side)), inside))
     light, dark = _lights(side)
-    paper.paste((255, 255, 255), (0, 0), light)
+    paper.paste(WHITE, (0, 0), light)
     paper.paste((0, 0, 20), (0, 0), dark)
     return paper
 
@@ -140,7 +146,7 @@ def _mask(shape: str, radius: float, degrees: float) -> Image.Image:
     else:
         turn = math.radians(degrees)
         cos, sin = r * math.cos(turn), r * math.sin(turn)
-        draw.polygon([(middle + x * cos - y * sin, middle + x * sin + y * cos) for x, y in _outline(shape)], fill=255)
+        draw.polygon([(middle + x * cos - y * sin, middle + x * sin + y * cos) for x, y in OUTLINES[shape]], fill=255)
     return big.reduce(FINER)
 
 
@@ -148,20 +154,26 @@ def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: int) ->
     draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
 
-@lru_cache
-def _outline(shape: str) -> tuple[Point, ...]:
-    """Corners of a shape inside the unit circle, y downwards."""
-    def ring(corners: int, start: float, radii: tuple[float, ...] = (1.0,)) -> tuple[Point, ...]:
-        turns = [math.radians(start + 360 * i / corners) for i in range(corners)]
-        return tuple((math.cos(t) * radii[i % len(radii)], math.sin(t) * radii[i % len(radii)]) for i, t in enumerate(turns))
+def _corners(count: int, start: float, radii: tuple[float, ...]) -> tuple[Point, ...]:
+    """Points at equal angles from `start` degrees on, their distances from the middle taken in turn."""
+    turns = [math.radians(start + 360 * i / count) for i in range(count)]
+    return tuple((math.cos(t) * radii[i % len(radii)], math.sin(t) * radii[i % len(radii)]) for i, t in enumerate(turns))
 
-    a = .34
-    heart = [(16 * math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)))
-             for t in (2 * math.pi * i / 48 for i in range(48))]
-    return {"square": ring(4, 45), "triangle": tuple((x, y + .18) for x, y in ring(3, -90, (.98,))), "star": ring(10, -90, (1.0, .45)),
-            "hexagon": ring(6, 0, (.98,)), "diamond": ring(4, 0, (.66, 1.0)), "heart": tuple((x / 16.8, (y - 2.4) / 16.8) for x, y in heart),
-            "cross": ((-a, -.94), (a, -.94), (a, -a), (.94, -a), (.94, a), (a, a), (a, .94), (-a, .94), (-a, a), (-.94, a), (-.94, -a), (-a, -a)),
-            }[shape]
+
+def _heart() -> tuple[Point, ...]:
+    turns = [2 * math.pi * i / 48 for i in range(48)]
+    tops = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
+    return tuple((16 * math.sin(t) ** 3 / 16.8, (-top - 2.4) / 16.8) for t, top in zip(turns, tops, strict=True))
+
+
+ARM, END = .34, .94
+OUTLINES: dict[str, tuple[Point, ...]] = {
+    "square": _corners(4, 45, (1.0,)), "hexagon": _corners(6, 0, (.98,)), "diamond": _corners(4, 0, (.66, 1.0)),
+    "star": _corners(10, -90, (1.0, .45)), "heart": _heart(),
+    "triangle": tuple((x, y + .18) for x, y in _corners(3, -90, (.98,))),
+    "cross": ((-ARM, -END), (ARM, -END), (ARM, -ARM), (END, -ARM), (END, ARM), (ARM, ARM),
+              (ARM, END), (-ARM, END), (-ARM, ARM), (-END, ARM), (-END, -ARM), (-ARM, -ARM))}
+"""Corners about the unit circle, y downwards."""
 
 
 @lru_cache(maxsize=256)

@@ -36,7 +36,8 @@ STATUS = {"dead_404": "http_404", "gone_410": "http_410", "drip": "slow", "endle
           "redirect_loop": "too_many_redirects", "redirect_private": "private_address", "redirect_file": "bad_scheme"}
 """The `status` a fetch ends with, by fault; `ok` for the others."""
 
-OPT_OUT = ("noai", "NoAI, NoImageAI", "max-image-preview:large, noai", "noai, unavailable_after: 25 Jun 2030 15:00:00 PST", "noimageai")
+OPT_OUT = ("noai", "NoAI, NoImageAI", "max-image-preview:large, noai", "noai, unavailable_after: 25 Jun 2030 15:00:00 PST",
+           "noimageai")
 NOINDEX = ("noindex, max-image-preview:large", "none")
 NOT_OPT_OUT = ("otherbot: noai", "max-image-preview:large", "nofollow")
 EDITS = ("resized to 60 %", "resized to 150 %", "quality 55", "brightened", "darkened")
@@ -63,7 +64,7 @@ def planted(rows: int, shares: Mapping[str, float]) -> dict[str, int]:
     counts = {kind: max(1, round(share * rows)) for kind, share in shares.items() if share}
     clean, twins = rows - sum(counts.values()), sum(counts.get(kind, 0) for kind in TWINS)
     if clean < twins:
-        raise ValueError(f"{rows} rows: {rows - clean} faults leave {clean} clean ones, and {twins} rows need a clean one to copy")
+        raise ValueError(f"{rows} rows: {rows - clean} faults leave {clean} clean ones, and {twins} rows each copy one")
     return {**counts, "clean": clean}
 
 

@@ -1,21 +1,20 @@
 """Makes the site: a pool of (url, caption), the truth about every row, and the bytes behind every url.
 
-Most rows have a scene of their own, number n for row n. `faults.FAULTS` says what is wrong with how many of them; a row has one fault
-or none. truth.parquet has, beside the pool's columns:
+Most rows have a scene of their own, number n for row n. `faults.FAULTS` says what is wrong with how many of them; a row has one
+fault or none. truth.parquet has, beside the pool's columns:
 
     kind             `clean`, or the fault
     detail           which variant of it: the header, the edit, the language, where a redirect leads; else null
     expected_status  what a fetcher that knows its trade ends with; `ok` where it gets a picture
     twin_of          url of the clean row whose picture, url, or url and caption this row has; else null
     scene            number of the scene that the picture shows
-    caption_scene    number of the scene that the caption tells of; null where it tells of none. The caption is right if both are equal
+    caption_scene    number of the scene that the caption tells of, or null; the caption is right where both are equal
     background, relation, groups    what the picture shows
 """
 
 import hashlib
 import random
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,11 +25,9 @@ import pyarrow as pa
 from tests.site import captions
 from tests.site.draw import render
 from tests.site.faults import FAULTS, PAGE, SHARING, STATUS, TWINS, planted, png_bomb, spoiled, variant
-from tests.site.routes import Mode, Plan, Route, save, save_table
+from tests.site.routes import HOSTS, Mode, Plan, Route, save, save_table
 from tests.site.scenes import Scene, scene
 
-HOSTS = 40 if sys.platform == "linux" else 1
-"""127.0.0.1 and on; Linux answers on all of 127.0.0.0/8, others on the first only."""
 FOLDERS = ("img", "media", "uploads", "photos")
 MODES: dict[str, Mode] = {"flaky_500": "flaky", "busy_429": "busy", "drip": "drip", "endless": "endless"}
 CODE = ("scenes", "captions", "draw", "faults", "make", "routes")
@@ -88,7 +85,7 @@ class _Site:
 
 def make(out: Path, rows: int = 3000, seed: int = 0, mismatch: float = FAULTS["mismatched"], port: int = 8765,
          faults: Mapping[str, float] | None = None) -> Counts:
-    """Write a site to `out`, in place of one that is there. `faults`, where given, are the only ones beside the mismatched captions.
+    """Write a site to `out`, in place of one that is there. `faults`, where given, are the only ones beside mismatched captions.
 
     Raises ValueError where the shares leave too few rows clean.
     """
@@ -106,7 +103,8 @@ def make(out: Path, rows: int = 3000, seed: int = 0, mismatch: float = FAULTS["m
 def settings(rows: int, seed: int, mismatch: float, faults: Mapping[str, float] | None) -> dict[str, object]:
     """All that decides what is made, this program included, but for the port."""
     code = hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE)).hexdigest()
-    return {"rows": rows, "seed": seed, "mismatch": mismatch, "faults": dict(FAULTS if faults is None else faults), "code": code[:16]}
+    shares = dict(FAULTS if faults is None else faults)
+    return {"rows": rows, "seed": seed, "mismatch": mismatch, "faults": shares, "code": code[:16]}
 
 
 def _clear(out: Path) -> None:
@@ -121,7 +119,8 @@ def _rows(counts: Mapping[str, int], seed: int) -> list[Row]:
     rng = random.Random(f"rows {seed}")
     kinds = [kind for kind, count in sorted(counts.items()) for _ in range(count)]
     rng.shuffle(kinds)
-    rows = [Row(kind, 1 + int(HOSTS * rng.random() ** 2), f"/{rng.choice(FOLDERS)}/{n:06d}.jpg", n) for n, kind in enumerate(kinds)]
+    rows = [Row(kind, host=1 + int(HOSTS * rng.random() ** 2), path=f"/{rng.choice(FOLDERS)}/{n:06d}.jpg", scene=n)
+            for n, kind in enumerate(kinds)]
     twins, clean = [row for row in rows if row.kind in TWINS], [n for n, row in enumerate(rows) if row.kind == "clean"]
     for row, base in zip(twins, rng.sample(clean, len(twins)), strict=True):
         row.base = row.scene = base
@@ -176,8 +175,8 @@ def _answers(site: _Site, n: int) -> dict[str, Route]:
     if row.kind in ("redirect_private", "redirect_file"):
         return {row.path: Route(status=302, headers={"Location": row.detail or ""})}
     if row.kind == "redirect_loop":
-        there = "/again" + row.path
-        return {row.path: Route(status=302, headers={"Location": there}), there: Route(status=302, headers={"Location": row.path})}
+        again = "/again" + row.path
+        return {here: Route(status=302, headers={"Location": there}) for here, there in ((row.path, again), (again, row.path))}
     if row.kind == "bomb":
         return {row.path: Route(site.put(f"{n:06d}.png", png_bomb()), type="image/png")}
     if row.kind == "html":
@@ -201,7 +200,8 @@ def _save_tables(site: _Site, port: int) -> None:
              "expected_status": pa.array([STATUS.get(r.kind, "ok") for r in rows]),
              "twin_of": pa.array([None if r.base is None else urls[r.base] for r in rows], pa.string()),
              "scene": pa.array([r.scene for r in rows]), "caption_scene": pa.array([r.caption_scene for r in rows], pa.int64()),
-             "background": pa.array([s.background for s in shown]), "relation": pa.array([s.relation for s in shown], pa.string()),
+             "background": pa.array([s.background for s in shown]),
+             "relation": pa.array([s.relation for s in shown], pa.string()),
              "groups": pa.array([[asdict(g) for g in s.groups] for s in shown])}
     save_table(site.folder / "pool.parquet", pool)
     for name, column in truth.items():

@@ -24,6 +24,7 @@ TEXTURES = {"plain": 6, "striped": 3, "dotted": 3, "checked": 2, "zigzag": 1}
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "hexagon", "diamond", "cross", "moon")
 SOLID = ("circle", "square", "heart", "hexagon")
 """Shapes broad enough to have another one in front of them."""
+SIZES: tuple[Size, ...] = ("small", "medium", "large")
 MOST: dict[Size, int] = {"small": 5, "medium": 3, "large": 2}
 """How many shapes of a size fit side by side into half a picture."""
 ALONE: tuple[Size, ...] = ("small", "medium", "medium", "large", "large")
@@ -47,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's truth. `relation` says how groups[0] lies to groups[1] (`between`: to groups[1] at its left and groups[2] at its right)."""
+    """A picture's truth. `relation` is that of groups[0] to groups[1]; `between`: groups[1] is left, groups[2] right of it."""
 
     seed: int
     index: int
@@ -113,8 +114,8 @@ def _group(rng: random.Random, background: str, others: tuple[Group, ...], *, co
     against = [BACKGROUNDS[background], *(COLOURS[g.colour] for g in others)]
     colour = rng.choice([name for name, rgb in COLOURS.items() if all(contrast(rgb, other) >= CONTRAST for other in against)])
     shape = rng.choice([s for s in shapes if s not in {g.shape for g in others}])
-    sizes: tuple[Size, ...] = ("small", "medium", "large")
-    size = size or rng.choice(sizes)
+    by_lot = rng.choice(SIZES)
+    size = size or by_lot
     count = count or min(MOST[size], rng.choice((1, 1, 1, 2, 2, 3, 4, 5)))
     return Group(count, size, colour, rng.choices(tuple(TEXTURES), tuple(TEXTURES.values()))[0], shape)
 

@@ -5,12 +5,13 @@
     with serve(folder) as site:             # in a thread of this process, on a free port
         ...; site.log(), site.peak()
 
-GET /__log answers {"asked": {path: times}, "peak": {host: most requests at once}, "agents": {User-Agent: requests}}, /__reset (GET or
-POST) clears all of it, and with it the memory of the paths that fail the first time. Neither counts.
+GET /__log answers {"asked": {path: times}, "peak": {host: most requests at once}, "agents": {User-Agent: requests}}. /__reset, by
+GET or POST, clears all of it, and paths that fail the first time will fail again. Neither counts.
 """
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 from collections import Counter
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from tests.site.routes import Plan, Route, load, pool_for
+from tests.site.routes import HOSTS, Route, load, pool_for
 
 DELAY_SECONDS = .002
 """How long an answer takes, so that requests overlap as they do elsewhere."""
@@ -44,12 +45,16 @@ class Request:
 
 
 class Server:
-    """One site on its hosts. `start` and `stop` belong to one event loop; the counters may be read from any thread."""
+    """One site on its hosts: listens as soon as it is there, answers while `run` does. Its counters may be read by other threads.
 
-    def __init__(self, folder: Path, plan: Plan, delay_seconds: float = DELAY_SECONDS) -> None:
-        self.port = 0
-        self._folder, self._plan, self._delay = folder, plan, delay_seconds
-        self._servers: list[asyncio.Server] = []
+    Port 0 means a free one, which `port` tells. Raises OSError where the port is taken.
+    """
+
+    def __init__(self, folder: Path, port: int, delay_seconds: float = DELAY_SECONDS) -> None:
+        plan = load(folder)
+        self._sockets = _listen([f"127.0.0.{n}" for n in range(1, plan.hosts + 1)], port)
+        self.port, self.hosts = self._sockets[0].getsockname()[1], plan.hosts
+        self._folder, self._routes, self._delay = folder, plan.routes, delay_seconds
         self._clients: set[asyncio.Task[None]] = set()
         self._now: Counter[str] = Counter()
         self.reset()
@@ -60,15 +65,11 @@ class Server:
         self.agents: Counter[str] = Counter()
         self.peak: dict[str, int] = {}
 
-    async def start(self, port: int) -> None:
-        """Listen; port 0 means a free one, which `self.port` tells. Raises OSError where the port is taken."""
-        sockets = _listen([f"127.0.0.{n}" for n in range(1, self._plan.hosts + 1)], port)
-        self.port = sockets[0].getsockname()[1]
-        self._servers = [await asyncio.start_server(self._connected, sock=s, limit=MAX_HEAD, backlog=512) for s in sockets]
-
-    async def stop(self) -> None:
-        """Hang up on everybody."""
-        for server in self._servers:
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answer until `stop` is set, then hang up on everybody."""
+        servers = [await asyncio.start_server(self._connected, sock=s, limit=MAX_HEAD, backlog=512) for s in self._sockets]
+        await stop.wait()
+        for server in servers:
             server.close()
         for task in self._clients:
             task.cancel()
@@ -86,8 +87,8 @@ class Server:
                 again = await self._counted(request, reader, writer)
                 if not (again and request.keep_alive):
                     break
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass            # the client went away, or talks no HTTP
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
+            pass            # the client went away, or does not talk HTTP
         finally:
             writer.close()
 
@@ -112,7 +113,7 @@ class Server:
         return await _reply(writer, request, 200, json.dumps(said).encode(), {"Content-Type": "application/json"})
 
     async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        route = self._plan.routes.get(request.path)
+        route = self._routes.get(request.path)
         if route is None:
             return await _reply(writer, request, 404, b"no such page")
         if request.method not in ("GET", "HEAD"):
@@ -131,7 +132,7 @@ class Server:
 
 
 async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | None:
-    """The next request, its body read and thrown away; None where the client has no more. Raises IncompleteReadError in the middle of one."""
+    """The next request, its body thrown away; None where there is no more. Raises IncompleteReadError in the middle of one."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -148,9 +149,11 @@ async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     return Request(method, host, target.partition("?")[0], headers.get("user-agent", ""), keep_alive)
 
 
-async def _reply(writer: asyncio.StreamWriter, request: Request, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> bool:
+async def _reply(writer: asyncio.StreamWriter, request: Request, status: int, body: bytes,
+                 headers: Mapping[str, str] | None = None) -> bool:
     """A whole answer; True, because the connection can go on."""
-    _head(writer, status, {"Content-Length": str(len(body)), **(headers or {}), "Connection": "keep-alive" if request.keep_alive else "close"})
+    connection = "keep-alive" if request.keep_alive else "close"
+    _head(writer, status, {"Content-Length": str(len(body)), **(headers or {}), "Connection": connection})
     if request.method != "HEAD":
         writer.write(body)
     await writer.drain()
@@ -207,6 +210,19 @@ def _listen(hosts: list[str], port: int) -> list[socket.socket]:
     raise AssertionError("the last try returns or raises")
 
 
+def free_port(first: int) -> int:
+    """The first port from `first` on that is free on every host a site may have."""
+    for port in range(first, first + 100):
+        try:
+            sockets = _listen([f"127.0.0.{n}" for n in range(1, HOSTS + 1)], port)
+        except OSError:
+            continue
+        for s in sockets:
+            s.close()
+        return port
+    raise OSError(f"no port from {first} to {first + 99} is free")
+
+
 @dataclass(frozen=True)
 class Site:
     """A site that answers. `pool` names the urls with this port."""
@@ -238,26 +254,36 @@ class Site:
         self._server.reset()
 
 
-async def run(folder: Path, port: int, stop: asyncio.Event, started: "Future[Server]", delay_seconds: float = DELAY_SECONDS) -> None:
-    """Serve until `stop` is set; `started` gets the server when it listens and the urls of the pool name its port, or the error."""
-    server = Server(folder, load(folder), delay_seconds)
-    try:
-        await server.start(port)
-        pool_for(folder, server.port)
-    except BaseException as error:
-        started.set_exception(error)
-        raise
-    started.set_result(server)
-    await stop.wait()
-    await server.stop()
-
-
 @contextmanager
 def serve(folder: Path, port: int = 0, delay_seconds: float = DELAY_SECONDS) -> Iterator[Site]:
-    """The site on a free port (or that one) in a thread of its own; pool.parquet and truth.parquet are made to name the port."""
-    started: Future[Server] = Future()
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=_thread, args=(loop, run(folder, port, stop, started, delay_seconds)), name="site")
+    """The site on a free port (or on that one) in a thread of its own; pool.parquet and truth.parquet are made to name the port.
+
+    Raises FileNotFoundError where no site was made, OSError where the port is taken.
+    """
+    server = Server(folder, port, delay_seconds)
+    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        ready.set_result((asyncio.get_running_loop(), stop))
+        await server.run(stop)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="site")
     thread.start()
-    ...
-    yield  # type: ignore[misc]
+    loop, stop = ready.result()
+    try:
+        yield Site(folder, server.port, pool_for(folder, server.port), server)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+async def serve_until_told(folder: Path, port: int | None) -> None:
+    """The site in this process until SIGINT or SIGTERM, on the port that its urls name where none is given."""
+    server = Server(folder, load(folder).port if port is None else port)
+    pool_for(folder, server.port)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    print(f"serving {folder} on http://127.0.0.1:{server.port}, {server.hosts} hosts", flush=True)
+    await server.run(stop)

@@ -1,0 +1,1 @@
+"""Train CLIP and BLIP on anybody's webdataset shards: knows neither `curate` nor Ray."""
