@@ -5,7 +5,7 @@
 
 - Only to addresses that were checked (`addresses`); redirects are followed by hand and each hop is checked again.
 - One deadline for all a url costs, one for an attempt; a limit on bytes; a least speed. Waiting in our own queues does not count.
-- A place at the host is taken before a place among all, and none is held while backing off, so a slow host costs only itself.
+- A place at the host is taken before a place among all, and only the host's own is held for Retry-After: it costs only itself.
 - X-Robots-Tag is read before the body. No cookies, no credentials, no proxies of the environment, no compression.
 
 `status` is ok or one of: bad_url bad_scheme private_address dns connect tls timeout slow too_many_redirects bad_redirect http_404
@@ -150,7 +150,6 @@ class _Spent:           # what a url has cost so far, and the hop it is at
 class _Host:
     places: asyncio.Semaphore
     users: int = 0
-    resume_at: float = 0.0
 
 
 class Places:
@@ -162,25 +161,26 @@ class Places:
 
     @asynccontextmanager
     async def at(self, host: str) -> AsyncIterator[None]:
-        """A place at the host, once it may be asked again, and one among all."""
+        """A place at the host, and then one among all."""
+        async with self._place(host), self._all:
+            yield
+
+    async def rest(self, host: str, seconds: float) -> None:
+        """Take a place at the host and leave it unused: a host that answers all with Retry-After is asked that seldom."""
+        async with self._place(host):
+            await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def _place(self, host: str) -> AsyncIterator[None]:
         entry = self._hosts[host]
-        loop = asyncio.get_running_loop()
         entry.users += 1
         try:
             async with entry.places:
-                while (wait := entry.resume_at - loop.time()) > 0:
-                    await asyncio.sleep(wait)
-                async with self._all:
-                    yield
+                yield
         finally:
             entry.users -= 1
-            if not entry.users and entry.resume_at <= loop.time():
-                self._hosts.pop(host, None)
-
-    def pause(self, host: str, seconds: float) -> None:
-        """Nobody asks this host for so long."""
-        entry = self._hosts[host]
-        entry.resume_at = max(entry.resume_at, asyncio.get_running_loop().time() + seconds)
+            if not entry.users:
+                del self._hosts[host]
 
 
 class Fetcher:
@@ -242,8 +242,9 @@ class Fetcher:
         if spent.seconds + wait >= self.limits.deadline_seconds:
             return False
         if failure.retry_after:
-            self._places.pause(_host(URL(spent.url)), failure.retry_after)
-        await asyncio.sleep(wait)
+            await self._places.rest(_host(URL(spent.url)), wait)
+        else:
+            await asyncio.sleep(wait)
         spent.seconds += wait
         return True
 

@@ -38,7 +38,7 @@ def _entries(totals: np.ndarray, rows: int, stages: Sequence[Stage]) -> Any:
             continue
         by_state = dict(zip(STATE_NAMES, (int(n) for n in totals[index].sum(axis=1)), strict=True))
         kept = alive - sum(by_state.values())
-        entry = {"what": name, "in": alive, **by_state, "kept": kept}
+        entry: dict[str, Any] = {"what": name, "in": alive, **by_state, "kept": kept}
         clauses = _clauses(totals[index], index, stages)
         if clauses:
             entry["clauses"] = clauses

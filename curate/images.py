@@ -251,14 +251,17 @@ def _shrunk(image: Image.Image, target: tuple[int, int]) -> Image.Image:
         image.draft(None, (target[0] * PIXELS_ABOVE, target[1] * PIXELS_ABOVE))
     rgb = _rgb(image)
     if rgb.size == target:
-        return rgb
-    if grows:
-        return rgb.resize(target, Image.Resampling.LANCZOS)
-    return rgb.resize(target, Image.Resampling.HAMMING, reducing_gap=2.0)
+        small = rgb.copy()
+    elif grows:
+        small = rgb.resize(target, Image.Resampling.LANCZOS)
+    else:
+        small = rgb.resize(target, Image.Resampling.HAMMING, reducing_gap=2.0)
+    small.info = {}
+    return small
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits of red, green and blue, alpha laid on white, and nothing else of the file."""
+    """Eight bits of red, green and blue, alpha laid on white."""
     if image.mode.startswith("I"):          # 16 bits of grey; a plain conversion would clip instead of scaling
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
         image.info = {}
@@ -267,9 +270,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         plain = Image.new("RGB", image.size, "white")
         plain.paste(rgba, mask=rgba.getchannel("A"))
         return plain
-    plain = image.convert("RGB")
-    plain.info = {}
-    return plain
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _exif(image: Image.Image) -> tuple[int, bool]:

@@ -1,11 +1,11 @@
 """A keep: one SQL expression over the columns so far that says of each row whether it is kept, dropped or unknown.
 
-The user's text is parsed by DuckDB and never run. Its tree is written anew, node by node, from this grammar. What has no place in
-it is refused, and the new text must parse to the same tree: nothing (an alias, a filter, a from) is lost on the way.
+DuckDB parses the user's text and never runs it. The tree is written anew, node by node, from this grammar; what has no place in
+it is refused, and the new text must parse to the same tree: nothing (an alias, a filter, a from) gets lost on the way.
 
     condition   condition and|or condition · not condition · test
     test        value = != < <= > >= value · value [not] between value and value · value [not] in (constants) ·
-                value is [not] null · a boolean value. A test reads a column.
+                value is [not] null · a boolean value; each reads a column
     value       column · constant · value + - * / // % value · -value · value [not] [i]like value · function(value, …) ·
                 try_cast(value as type)
 
@@ -15,7 +15,6 @@ to DuckDB, which sorts it above every number: `nan > 0.3` is true there.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -31,9 +30,8 @@ from curate.errors import UserError, did_you_mean
 
 KEPT, DROPPED, UNKNOWN = 0, 1, 2
 MAX_LENGTH, MAX_BRACKETS, MAX_DEPTH = 4000, 200, 100
-
 KINDS = {"boolean": "bool", "number": r"u?int\d+|float|double|decimal128.*", "text": "(large_)?string|string_view",
-         "list of text": "(large_)?list<.*: (large_)?string.*>", "list of number": r"(large_)?list<.*: u?int\d+.*>"}
+         "list of text": r"\w*list<\w+: \w*string( not null)?>", "list of number": r"\w*list<\w+: u?int\d+( not null)?>"}
 """What a column is to a keep, by the name of its Arrow type."""
 CASTS = {"boolean": "boolean", "integer": "number", "bigint": "number", "double": "number", "varchar": "text"}
 SIGNATURES = {
@@ -54,16 +52,14 @@ INFIX = {"+": ("+", ADD), "-": ("-", ADD), "*": ("*", TIMES), "/": ("/", TIMES),
          "~~": ("like", COMPARE), "!~~": ("not like", COMPARE), "~~*": ("ilike", COMPARE), "!~~*": ("not ilike", COMPARE)}
 """DuckDB's name of an operator → how it is written, and how strongly it binds."""
 FUNCTIONS = sorted({*" ".join(SIGNATURES.values()).split(), *ONE_KIND} - {*INFIX})
-OPERATORS = [word for word, _ in INFIX.values()]
-TESTS = {"COMPARE_EQUAL": "{} = {}", "COMPARE_NOTEQUAL": "{} != {}", "COMPARE_LESSTHAN": "{} < {}",
-         "COMPARE_GREATERTHAN": "{} > {}", "COMPARE_LESSTHANOREQUALTO": "{} <= {}", "COMPARE_GREATERTHANOREQUALTO": "{} >= {}",
-         "COMPARE_BETWEEN": "{} {no}between {} and {}", "COMPARE_IN": "{} {no}in ({})",
-         "OPERATOR_IS_NULL": "{} is null", "OPERATOR_IS_NOT_NULL": "{} is not null"}
+TESTS = {"COMPARE_EQUAL": "{} = {}", "COMPARE_LESSTHAN": "{} < {}", "COMPARE_LESSTHANOREQUALTO": "{} <= {}",
+         "COMPARE_NOTEQUAL": "{} != {}", "COMPARE_GREATERTHAN": "{} > {}", "COMPARE_GREATERTHANOREQUALTO": "{} >= {}",
+         "COMPARE_BETWEEN": "{} {no}between {} and {}", "COMPARE_IN": "{} {no}in ({})", "OPERATOR_IS_NULL": "{} is null",
+         "OPERATOR_IS_NOT_NULL": "{} is not null"}
 INSTEAD = {"||": "; write or", "|": "; write or", "&&": "; write and", "&": "; write and", "!": "; write not",
            "regexp_full_match": "; write regexp_matches", "compare distinct from": " (is not true); write `not x` or !=",
            "compare not distinct from": " (is true); write `x` or ="}
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
 Node = dict[str, Any]
 
 
@@ -94,9 +90,9 @@ class Verdicts:
 
 
 def parse(text: str, columns: Mapping[str, pa.DataType]) -> Keep:
-    """The checked keep over `columns` (leave out those that must not decide, such as volatile ones). Runs nothing of the text.
+    """The checked keep over `columns` (leave out those that must not decide, such as volatile ones).
 
-    Raises UserError with one line for what is not in the grammar, names no column, or compares unlike kinds.
+    Raises UserError with one line for what is not in the grammar, names no column, or mixes unlike kinds.
     """
     text = text.strip()
     tree = _tree(text)
@@ -127,8 +123,7 @@ def evaluate(keep: Keep, table: pa.Table) -> Verdicts:
         cursor.execute(f"select (case {codes} else 0 end)::smallint as code from (select {judged} from batch)")
         code = np.asarray(cursor.fetchnumpy()["code"], np.int16)
     assert len(code) == table.num_rows
-    state = np.where(code == 0, KEPT, np.where(code > 0, DROPPED, UNKNOWN)).astype(np.uint8)
-    return Verdicts(state, np.abs(code) - np.int16(1))
+    return Verdicts(np.array([KEPT, DROPPED, UNKNOWN], np.uint8)[np.sign(code)], np.abs(code) - np.int16(1))  # -1 is the last
 
 
 @cache
@@ -148,31 +143,27 @@ def _tree(text: str) -> Node:
         raise UserError(f"the expression is too long: at most {MAX_LENGTH} characters and {MAX_BRACKETS} brackets")
     if UNSAFE.search(" ".join(text.split())):
         raise UserError("the expression holds a control character")
-    for offset, kind in duckdb.tokenize(text):
-        if kind == duckdb.token_type.comment:
-            raise UserError("no comments inside a keep; write them behind # in the pipeline file")
-        if text.encode()[offset:offset + 1] == b";":
-            raise UserError("a keep is one expression, without ;")
+    if any(kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(text)):
+        raise UserError("no comments inside a keep; write them behind # in the pipeline file")
     with _database(os.getpid()).cursor() as cursor:
         (answer,) = cursor.execute("select json_serialize_sql($1::varchar)", ["select " + text]).fetchall()[0]
     parsed = json.loads(answer, object_hook=lambda d: {k: v for k, v in d.items() if not k.startswith("query_location")})
     if parsed["error"]:
         raise UserError(f"not an expression: {parsed['error_message'].partition('. ')[0]}")
     node: Node = parsed["statements"][0]["node"]
-    if node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1:
+    if len(parsed["statements"]) != 1 or node["type"] != "SELECT_NODE" or len(node["select_list"]) != 1:
         raise UserError("a keep is one expression and no more; join several with and, or")
     return node
 
 
 class _Piece(NamedTuple):
-    """Written SQL, how strongly it binds, and the kind of its value."""
+    """Written SQL, how strongly it binds, and the kind of its value; in brackets within something that binds more strongly."""
 
     sql: str
     strength: int = ATOM
     kind: str = "boolean"
 
     def within(self, strength: int) -> str:
-        """The SQL as an operand of something that binds with `strength`."""
         return self.sql if self.strength >= strength else f"({self.sql})"
 
 
@@ -237,7 +228,7 @@ class _Reader:
                 return self.call(node["function_name"], [a["expression"] for a in node["arguments"]], node["is_operator"])
             case "OPERATOR" if node["type"] == "OPERATOR_COALESCE":
                 return self.call("coalesce", node["children"])
-        word = node["type" if "DISTINCT" in node["type"] else "class"].lower().replace("_", " ")
+        word = "comparison" if node["type"] in TESTS else node["type"].lower().replace("_", " ")
         raise UserError(f"no {word} here{INSTEAD.get(word, '')}; a keep has only comparisons of columns, constants and functions "
                         "of them, joined by and, or, not")
 
@@ -265,7 +256,7 @@ class _Reader:
         return _Piece(text, kind=CASTS[type_.lower()])
 
     def call(self, name: str, arguments: Sequence[Node], is_operator: bool = False) -> _Piece:
-        what, known = ("operator", OPERATORS) if is_operator else ("function", FUNCTIONS)
+        what, known = ("operator", [word for word, _ in INFIX.values()]) if is_operator else ("function", FUNCTIONS)
         word, strength = INFIX.get(name, (name, ATOM))
         if word not in known:
             raise UserError(f"no {what} '{name}' here{INSTEAD.get(name) or did_you_mean(name, known)}")
@@ -295,7 +286,7 @@ def _constant(kind: str, text: str) -> _Piece:
         return _Piece("'" + text.replace("'", "''") + "'", kind="text")
     if kind == "BOOLEAN":
         return _Piece(text)
-    if kind in ("INTEGER", "NUMERIC") and sum(map(str.isdigit, text)) <= 18 and math.isfinite(float(text)):
+    if kind in ("INTEGER", "NUMERIC") and sum(map(str.isdigit, text)) <= 18 and abs(float(text)) < 1e30:
         return _Piece(text, SIGN if text.startswith("-") else ATOM, "number")
     raise UserError(f"no constant {text} here; there are numbers of up to 18 digits, texts in single quotes, true and false")
 
@@ -303,7 +294,7 @@ def _constant(kind: str, text: str) -> _Piece:
 def _plain(type_: pa.DataType) -> pa.DataType:
     """The type a column is judged in: whole numbers wide enough for products; half precision is none that DuckDB reads."""
     if pa.types.is_dictionary(type_):
-        return type_.value_type
+        return _plain(type_.value_type)
     if pa.types.is_integer(type_) and type_ != pa.uint64():
         return pa.int64()
     return pa.float32() if pa.types.is_float16(type_) else type_

@@ -246,12 +246,12 @@ def _format(path: str, formats: Mapping[str, str]) -> str | None:
 
 
 def _file(path: str, formats: Mapping[str, str]) -> SourceFile:
-    kind = _format(path, formats)
+    kind, shown = _format(path, formats), SourceFile(path, "").shown
     if kind is None and path.endswith((".tar.gz", ".tgz")):
-        raise UserError(f"'{SourceFile(path, '').shown}' is a compressed tar, which cannot be read in place; unpack it with gunzip first")
+        raise UserError(f"'{shown}' is a compressed tar, which cannot be read in place; unpack it with gunzip first")
     if kind is None:
         suffix = os.path.splitext(path)[1]
-        raise UserError(f"'{SourceFile(path, '').shown}' is no {_listed(formats)} file{did_you_mean(suffix, formats) if suffix else ''}")
+        raise UserError(f"'{shown}' is no {_listed(formats)} file{did_you_mean(suffix, formats) if suffix else ''}")
     return SourceFile(path, kind)
 
 

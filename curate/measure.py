@@ -245,14 +245,15 @@ def matrix(array: pa.Array) -> np.ndarray:
     """A vector column without nulls as a float32 matrix (rows, dimensions)."""
     if not len(array):
         return np.empty((0, 0), np.float32)
-    return array.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(array), -1)
+    flat: np.ndarray = array.flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float32).reshape(len(array), -1)
 
 
 def to_column(values: Any, kind: pa.DataType) -> pa.Array:
     """What a step returned for one column as Arrow; a matrix becomes a vector column."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values, np.float16).reshape(-1))
-        offsets = np.arange(0, values.size + 1, values.shape[1] or 1, np.int32)[: len(values) + 1]
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * int(values.shape[1])
         return pa.ListArray.from_arrays(pa.array(offsets), flat)
     if kind == step.vector:
         values = [None if v is None else np.asarray(v, np.float16) for v in values]

@@ -4,8 +4,8 @@
     owners.parquet     image_id, owner, shard    a picture of several shards: the first (`owner`) and each other; sorted by shard
     borrowers.parquet  the same rows, sorted by owner
 
-DuckDB computes them in at most MEMORY, with what is more in the source's folder. 64-bit hashes are grouped first, so that only ids
-that may be there twice are ever held as text.
+DuckDB computes them in at most MEMORY, with what is more in the source's folder. 64-bit hashes are grouped first, so that only
+ids that may be there twice are ever held as text.
 """
 
 import glob

@@ -6,20 +6,19 @@ one line `file:line: what is wrong, what there is, did you mean`. Later code nev
 
 import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
 from curate import source, step
+from curate.document import TOP_KEYS, entry_of, override, read_yaml
 from curate.errors import UserError, did_you_mean
 from curate.keep import Keep, parse
 from curate.step import Spec, known_steps, load_step
 
-TOP_KEYS = ("source", "steps", "shards", "train", "loop")
 OWN_COLUMNS: Mapping[str, pa.DataType] = {"uid": step.string, "image_id": step.string}
 
 
@@ -108,9 +107,9 @@ class Pipeline:
 
 def load(path: Path, overrides: Sequence[str] = (), until: str | None = None) -> Pipeline:
     """Read, override (`--set`), check. `until` cuts the list after the last stage of that step. Raises UserError."""
-    document, lines = _read_yaml(path)
-    for override in overrides:
-        _override(document, override)
+    document, lines = read_yaml(path)
+    for text in overrides:
+        override(document, text)
     unknown = [k for k in document if k not in TOP_KEYS]
     if unknown:
         raise UserError(f"no key '{unknown[0]}'{did_you_mean(unknown[0], TOP_KEYS)}", f"{path}:{lines[unknown[0],]}")
@@ -175,7 +174,7 @@ class _Checker:
 
     def stage(self, entry: Any, line: int) -> Stage:
         where = f"{self.path}:{line}"
-        name, settings = _entry(entry, where)
+        name, settings = entry_of(entry, where)
         try:
             if name == "keep":
                 return self._keep(settings, line)
@@ -327,104 +326,3 @@ def matching_files(pattern: Any) -> list[Path]:
     if not found:
         raise UserError(f"no file {pattern}")
     return found
-
-
-def _entry(entry: Any, where: str) -> tuple[str, Any]:
-    """`language` or `{language: settings}` → (name, settings)."""
-    if isinstance(entry, str):
-        return entry, None
-    if isinstance(entry, Mapping) and len(entry) == 1:
-        name, settings = next(iter(entry.items()))
-        if isinstance(name, str):
-            return name, settings
-    raise UserError(f"one step or keep a list item, like '- language' or '- keep: num_words >= 3', not {entry!r}", where)
-
-
-def _override(document: dict[str, Any], text: str) -> None:
-    """Apply one `--set a.b=value`: a top-level key, or a step by its name or its `as`, then keys inside it."""
-    key, equals, raw = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise UserError(f"--set {text}: write it as key=value, like download.image_size=384")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: '{raw}' is not YAML") from None
-    if path[0] in TOP_KEYS and path[0] != "steps":
-        _put(document, path, value, text)
-        return
-    steps = document.get("steps")
-    found = [i for i, entry in enumerate(steps if isinstance(steps, list) else []) if path[0] in _names_of(entry)]
-    if not found:
-        names = [n for entry in steps or [] for n in _names_of(entry)] + [k for k in TOP_KEYS if k != "steps"]
-        raise UserError(f"--set {text}: no step or key '{path[0]}'{did_you_mean(path[0], names)}")
-    if len(found) > 1:
-        raise UserError(f"--set {text}: '{path[0]}' stands {len(found)} times in the pipeline; name one by its 'as'")
-    if len(path) == 1:
-        raise UserError(f"--set {text}: say which setting of '{path[0]}', like {path[0]}.NAME=value")
-    name, settings = _entry(steps[found[0]], "")
-    settings = dict(settings or {})
-    _put(settings, path[1:], value, text)
-    steps[found[0]] = {name: settings}
-
-
-def _names_of(entry: Any) -> Iterator[str]:
-    if isinstance(entry, str):
-        entry = {entry: None}
-    name, settings = next(iter(entry.items()), ("", None)) if isinstance(entry, dict) else ("", None)
-    if name and name != "keep":
-        yield str(name)
-        if isinstance(settings, Mapping) and settings.get("as"):
-            yield str(settings["as"])
-
-
-def _put(target: dict[str, Any], path: list[str], value: Any, text: str) -> None:
-    for key in path[:-1]:
-        inner = target.get(key)
-        if inner is None:
-            inner = {}
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {text}: '{key}' holds {inner!r}, nothing can be set inside it")
-        target[key] = dict(inner)
-        target = target[key]
-    target[path[-1]] = value
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """The document and the line of every key and list item."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise UserError(f"no pipeline file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read pipeline file {path}: {error}") from None
-    lines: dict[tuple[Any, ...], int] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = _construct(node, (), lines) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"not YAML: {error.problem}", f"{path}:{line}") from None
-    if not isinstance(value, dict):
-        raise UserError("a pipeline is a map with 'source:' and 'steps:'", f"{path}:1")
-    return value, lines
-
-
-def _construct(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> Any:
-    lines.setdefault(at, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(child, (*at, i), lines) for i, child in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        result: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = _construct(key_node, (*at, "<key>"), {})
-            if key in result:
-                raise yaml.MarkedYAMLError(problem=f"'{key}' stands twice", problem_mark=key_node.start_mark)
-            lines[(*at, key)] = key_node.start_mark.line + 1
-            result[key] = _construct(value_node, (*at, key), lines)
-        return result
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()

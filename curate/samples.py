@@ -141,7 +141,8 @@ def _tar_sample(path: str, stream: IO[bytes], key: str, group: dict[str, Member]
     fields, error = _fields(text, meta, wanted)
     fields.setdefault("key", key)
     picture = next((m for extension, m in group.items() if f".{extension}" in PICTURES), None)
-    data = None if wanted.url and fields.get(wanted.url) else read(picture)
+    url = fields.get(wanted.url) if wanted.url else None
+    data = read(picture) if url is None or not str(url).strip() else None
     image_id = None if data is None else bytes_id(data)
     seen.add(*(v for m in group.values() for v in (m.name, m.offset, m.length)), text, meta, image_id)
     return Sample(fields, None if picture is None else Place(path, picture.offset, picture.length), image_id, error)

@@ -32,7 +32,7 @@ LAYERS = """
     steps
     collect
     step store index fetch
-    tar images addresses columns locations owners
+    tar images addresses columns locations owners document
     files errors
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""

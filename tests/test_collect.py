@@ -213,7 +213,7 @@ def started(root):
         os._exit(0)
     return pid
 
-for name, kills in (("whole", ()), ("killed", (1, 35, 90, 160))):
+for name, kills in (("whole", ()), ("killed", (1, 40, 110))):
     root = pathlib.Path(sys.argv[1]) / name
     root.mkdir()
     log = root / "log"
@@ -231,4 +231,4 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLING, str(tmp_path)], cwd=Path(__file__).parents[1], check=True, timeout=100)
     whole, killed = (tmp_path / name / "images" / "00000.000.tar" for name in ("whole", "killed"))
     assert killed.read_bytes() == whole.read_bytes()
-    assert len((tmp_path / "killed" / "log").read_text().splitlines()) <= 150 + 4 * 16
+    assert len((tmp_path / "killed" / "log").read_text().splitlines()) <= 150 + 3 * 16

@@ -17,10 +17,9 @@ HOST, LONGEST_HOST = re.compile(r"[\w-]+(\.[\w-]+)*"), 253
 class Blocklist:
     """Whether the caption holds a listed word or phrase or the url lies on a listed domain, and the first entry of each, or null.
 
-    The lists are the user's, one entry a line: COYO-700M (README) drops captions by three public profanity lists, LAION-400M (its
-    crawler) urls by domain. How to match is our choice: whole words in any case and Unicode form (NFKC, case folded, invisible
-    characters removed), whatever stands between the words of a phrase, so only what stands alone in scripts without spaces. A
-    domain matches itself and all below it.
+    COYO-700M (README) drops captions by three public profanity lists, LAION-400M (its crawler) urls by domain; the lists are the
+    user's, one entry a line, and how to match is our choice: whole words in any case and Unicode form (NFKC, case folded, no
+    invisible characters), the words of a phrase whatever stands between them, a domain with all below it.
     """
 
     def __init__(self, *, words: File | None = None, domains: File | None = None) -> None:

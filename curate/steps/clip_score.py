@@ -12,13 +12,13 @@ from curate.step import float32, step
 def clip_score(image_emb: NDArray[np.float32], text_emb: NDArray[np.float32]) -> pa.Array:
     """Cosine of image and text embedding, -1 to 1; null where one of them is all zeros or not finite.
 
-    Under the name of the embeddings: `clip_score: {of: ref}` reads ref_image_emb and ref_text_emb and adds ref_clip_cos. LAION-400M
-    keeps >= 0.3 and LAION-5B >= 0.28 (English) by ViT-B/32 of openai, DataComp (baselines/apply_filter.py) the best 30 % by ViT-L/14.
-    A threshold means something for one set of weights only.
+    Named after the embeddings: `clip_score: {of: ref}` reads ref_image_emb and ref_text_emb and adds ref_clip_cos. LAION-400M
+    keeps >= 0.3 and LAION-5B >= 0.28 (English) by openai's ViT-B/32, DataComp (baselines/apply_filter.py) the best 30 % by its
+    ViT-L/14: a threshold means something for one set of weights only.
     """
     if image_emb.shape != text_emb.shape:
-        raise UserError(f"clip_score: image_emb has {image_emb.shape[-1]} numbers a row and text_emb {text_emb.shape[-1]}, so they "
-                        "are not of one model")
+        raise UserError(f"step 'clip_score': image_emb has {image_emb.shape[-1]} numbers a row, text_emb {text_emb.shape[-1]}: "
+                        "they are not of one model")
     norms = np.linalg.norm(image_emb, axis=1) * np.linalg.norm(text_emb, axis=1)
     usable = np.isfinite(norms) & (norms > 0)
     cosine = np.einsum("rd,rd->r", image_emb, text_emb) / np.where(usable, norms, 1)

@@ -12,8 +12,8 @@ from curate.step import Operational, bool_, fetch, float32, image, int32, int64,
 
 
 @fetch(adds={"image": image, "status": string, "error": string, "http_status": int32, "num_bytes": int64, "sha256": string,
-             "original_format": string, "original_width_px": int32, "original_height_px": int32, "width_px": int32,
-             "height_px": int32, "exif_gps": bool_, "fetch_seconds": float32, "attempts": int32},
+             "original_format": string, "original_width_px": int32, "original_height_px": int32,
+             "exif_gps": bool_, "fetch_seconds": float32, "attempts": int32},
        volatile=("fetch_seconds", "attempts"))
 class Download:
     """Stores the picture of a url; `status` is ok or why not, sizes in pixels, `num_bytes` and `sha256` of the file as it came.
@@ -77,5 +77,4 @@ class Download:
         except BadImage as error:
             return came | {"status": error.status, "error": str(error)}, None
         return came | {"original_format": picture.format, "original_width_px": picture.width,
-                       "original_height_px": picture.height, "width_px": picture.image.width,
-                       "height_px": picture.image.height, "exif_gps": picture.has_gps}, stored
+                       "original_height_px": picture.height, "exif_gps": picture.has_gps}, stored

@@ -18,7 +18,7 @@ ADDS = {"image_sha256": string, "pixel_hash": string, "phash": string, "thumb": 
 
 @step(adds=ADDS, batch=64)
 def image_hash(image: list[bytes]) -> dict[str, list[str]]:
-    """Hashes of the stored picture, as hex digits: two are equal for the same bytes or pixels, two alike for pictures that look alike.
+    """Hashes of the stored picture in hex digits: two are equal for equal bytes or pixels, two alike where pictures look alike.
 
     image_sha256  of the file's bytes: 64 digits
     pixel_hash    blake2b of width, height and decoded RGB pixels: 32 digits
@@ -55,7 +55,8 @@ def _phash(picture: Image) -> str:
 def _cosines() -> NDArray[np.int64]:
     """The first 8 rows of a cosine transform of 32 values, in units of 2^-20: rows 1 and up add up to exactly 0."""
     at, frequency = np.arange(SIDE), np.arange(KEPT)[:, None]
-    return np.rint(SCALE * np.cos(np.pi * (2 * at + 1) * frequency / (2 * SIDE))).astype(np.int64)
+    exact: NDArray[np.float64] = SCALE * np.cos(np.pi * (2 * at + 1) * frequency / (2 * SIDE))
+    return np.rint(exact).astype(np.int64)
 
 
 def _thumb(picture: Image) -> str:

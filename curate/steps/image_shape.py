@@ -10,11 +10,11 @@ ADDS = {"width_px": int32, "height_px": int32, "aspect": float64, "num_pixels": 
 def image_shape(image: list[bytes]) -> dict[str, list[int] | list[float] | list[str]]:
     """Width and height in pixels, longer side / shorter side (1 or more), pixels, bytes and format of the stored picture.
 
-    The sides are as stored, before an EXIF orientation turns them; format is jpeg, png, webp or gif. Bytes that are no picture are
-    quarantined. Rules that read it, each with its own boundary: DataComp basic_filter (baselines/apply_filter.py): shorter side
+    The sides are as stored, before an EXIF orientation turns them; format is jpeg, png, webp or gif. Bytes that are no picture
+    are quarantined. Rules on it, each with its own boundary: DataComp basic_filter (baselines/apply_filter.py): shorter side
     >= 200, aspect <= 3.0. ALIGN (arXiv 2102.05918, section 3): > 200 and < 3. CC3M (ACL P18-1238, section 3): both sides > 400,
-    aspect <= 2; CC12M: <= 2.5. LAION-400M and COYO-700M: 5000 bytes or more. They speak of the picture on the web: after a
-    download that resizes, what they mean are its columns num_bytes, original_width_px and original_height_px.
+    aspect <= 2; CC12M (arXiv 2102.08981): <= 2.5. LAION-400M and COYO-700M: 5000 bytes or more. They mean the picture on the web:
+    after a download that resizes, that is original_width_px, original_height_px and num_bytes.
     """
     probed = [probe(data) for data in image]
     return {

@@ -27,7 +27,7 @@ def _types(*, file: str, on: str = "uid", columns: list[str] | None = None) -> d
 
 @step(adds=_types, batch=16_384)
 class Join:
-    """The columns of a file, in its units, from the row whose `on` equals the uid (or what `reads` binds); null without such a row.
+    """The columns of a file, in its units, from the row whose `on` equals the uid (or what `reads` binds); null without one.
 
     Our choice, as nobody could say which row counts: a key that stands twice in the file is an error. Lists of numbers become
     vectors. Each worker copies the file once to an unnamed temporary file and maps it, so memory holds 16 bytes a key.

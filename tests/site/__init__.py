@@ -3,7 +3,10 @@
     scenes      what a picture shows: groups of coloured, textured shapes and how they lie, drawn by lot
     captions    what people write under it: right captions by a grammar, and useless, shouted and foreign ones
     draw        the picture
+    faults      what is wrong with how many rows
     make        the pool (url, caption), the truth about every row, and the bytes behind every url
+    routes      how a made site lies on disk
+    loopback    sockets, one port on many addresses
     server      answers the urls on loopback, with faults where they were planted, and keeps a log
     demo        all of it, and a pipeline run over it
 

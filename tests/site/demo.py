@@ -2,8 +2,8 @@
 
     python -m tests.site.demo
 
-Makes the site in runs/site unless it is there, serves it, runs pipelines/quickstart.yaml over it, and prints the funnel, what became
-of every planted fault, and what to try next. A second time nothing is fetched or measured again.
+Makes the site in runs/site unless it is there, serves it, runs pipelines/quickstart.yaml over it, and prints the funnel, what
+became of every planted fault, and what to try next. A second time nothing is fetched or measured again.
 """
 
 import shutil
@@ -18,9 +18,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tests.site.faults import FAULTS
+from tests.site.loopback import free_port
 from tests.site.make import make, settings
 from tests.site.routes import load
-from tests.site.server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE, RUN, PIPELINE = Path("runs/site"), Path("runs/quickstart"), Path("pipelines/quickstart.yaml")
@@ -58,7 +58,8 @@ def prepare() -> None:
 @contextmanager
 def served() -> Iterator[None]:
     """The site, answering in a process of its own while the block runs. Exits where it cannot listen."""
-    server = subprocess.Popen([sys.executable, "-m", "tests.site", "serve", str(SITE)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "tests.site", "serve", str(SITE)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         if not server.stdout.readline():

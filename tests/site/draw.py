@@ -119,7 +119,7 @@ def _paper(group: Group, mask: Image.Image, radius: float, rng: random.Random) -
 def _ground(scene: Scene, rng: random.Random) -> Image.Image:
     """The background: its colour, lighter towards a lamp somewhere, darker in the corners."""
     y, x = np.mgrid[-1:1:14j, -1:1:14j]
-    lamp_x, lamp_y, reach = rng.uniform(-.9, .9), rng.uniform(-1, .3), rng.uniform(.06, .16)
+    lamp_x, lamp_y, reach = rng.uniform(-1, 1), rng.uniform(-1.1, .5), rng.uniform(.06, .18)
     light = 1.04 + reach * (.8 - np.hypot(x - lamp_x, y - lamp_y)) - .045 * (x**2 + y**2)
     colour = np.array(_varied(BACKGROUNDS[scene.background], rng))
     field = np.clip(colour * light[..., None], 0, 255).astype(np.uint8)

@@ -113,4 +113,4 @@ def _edited(picture: Image.Image, edit: str) -> tuple[Image.Image, int]:
         return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS), QUALITY
     if edit == "quality 55":
         return picture, 55
-    return ImageEnhance.Brightness(picture).enhance(1.1 if edit == "brightened" else .9), QUALITY
+    return ImageEnhance.Brightness(picture).enhance(1.06 if edit == "brightened" else .94), QUALITY

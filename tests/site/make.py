@@ -25,7 +25,8 @@ import pyarrow as pa
 from tests.site import captions
 from tests.site.draw import render
 from tests.site.faults import FAULTS, PAGE, SHARING, STATUS, TWINS, planted, png_bomb, spoiled, variant
-from tests.site.routes import HOSTS, Mode, Plan, Route, save, save_table
+from tests.site.loopback import HOSTS
+from tests.site.routes import Mode, Plan, Route, save, save_table
 from tests.site.scenes import Scene, scene
 
 FOLDERS = ("img", "media", "uploads", "photos")

@@ -8,7 +8,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-HOSTS = 40 if sys.platform == "linux" else 1
-"""127.0.0.1 and on; Linux answers on all of 127.0.0.0/8, others on the first only."""
 Mode = Literal["plain", "flaky", "busy", "drip", "endless"]
 
 

@@ -27,7 +27,7 @@ SOLID = ("circle", "square", "heart", "hexagon")
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
 MOST: dict[Size, int] = {"small": 5, "medium": 3, "large": 2}
 """How many shapes of a size fit side by side into half a picture."""
-ALONE: tuple[Size, ...] = ("small", "medium", "medium", "large", "large")
+ALONE: tuple[Size, ...] = ("medium", "medium", "large")
 """Sizes of a group that has the picture to itself."""
 CONTRAST = 170
 """Sum of the differences of red, green and blue, 0 to 765, below which two colours are too much alike."""

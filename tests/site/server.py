@@ -12,7 +12,6 @@ GET or POST, clears all of it, and paths that fail the first time will fail agai
 import asyncio
 import json
 import signal
-import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from tests.site.routes import HOSTS, Route, load, pool_for
+from tests.site.loopback import BACKLOG, listen
+from tests.site.routes import Route, load, pool_for
 
 DELAY_SECONDS = .002
 """How long an answer takes, so that requests overlap as they do elsewhere."""
@@ -52,7 +52,7 @@ class Server:
 
     def __init__(self, folder: Path, port: int, delay_seconds: float = DELAY_SECONDS) -> None:
         plan = load(folder)
-        self._sockets = _listen([f"127.0.0.{n}" for n in range(1, plan.hosts + 1)], port)
+        self._sockets = listen(plan.hosts, port)
         self.port, self.hosts = self._sockets[0].getsockname()[1], plan.hosts
         self._folder, self._routes, self._delay = folder, plan.routes, delay_seconds
         self._clients: set[asyncio.Task[None]] = set()
@@ -65,9 +65,13 @@ class Server:
         self.agents: Counter[str] = Counter()
         self.peak: dict[str, int] = {}
 
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._now.total() > 0
+
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until `stop` is set, then hang up on everybody."""
-        servers = [await asyncio.start_server(self._connected, sock=s, limit=MAX_HEAD, backlog=512) for s in self._sockets]
+        servers = [await asyncio.start_server(self._connected, sock=s, limit=MAX_HEAD, backlog=BACKLOG) for s in self._sockets]
         await stop.wait()
         for server in servers:
             server.close()
@@ -194,35 +198,6 @@ def _head(writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str])
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
 
-def _listen(hosts: list[str], port: int) -> list[socket.socket]:
-    """A socket for every host, all on one port. With port 0, tries until one is free on all of them."""
-    for tries_left in reversed(range(20 if port == 0 else 1)):
-        sockets: list[socket.socket] = []
-        try:
-            for host in hosts:
-                sockets.append(socket.create_server((host, sockets[0].getsockname()[1] if sockets else port), backlog=512))
-            return sockets
-        except OSError:
-            for s in sockets:
-                s.close()
-            if not tries_left:
-                raise
-    raise AssertionError("the last try returns or raises")
-
-
-def free_port(first: int) -> int:
-    """The first port from `first` on that is free on every host a site may have."""
-    for port in range(first, first + 100):
-        try:
-            sockets = _listen([f"127.0.0.{n}" for n in range(1, HOSTS + 1)], port)
-        except OSError:
-            continue
-        for s in sockets:
-            s.close()
-        return port
-    raise OSError(f"no port from {first} to {first + 99} is free")
-
-
 @dataclass(frozen=True)
 class Site:
     """A site that answers. `pool` names the urls with this port."""
@@ -248,6 +223,10 @@ class Site:
     def agents(self) -> dict[str, int]:
         """Requests by User-Agent."""
         return dict(self._server.agents)
+
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._server.busy()
 
     def reset(self) -> None:
         """Forget all of it, and that flaky paths failed already."""

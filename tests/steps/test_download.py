@@ -44,7 +44,7 @@ async def test_a_picture_is_measured_resized_and_stored() -> None:
     assert {k: v for k, v in row.items() if k != "fetch_seconds"} == {
         "status": "ok", "error": None, "http_status": 200, "attempts": 1, "num_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(), "original_format": "jpeg", "original_width_px": 300,
-        "original_height_px": 400, "width_px": 192, "height_px": 256, "exif_gps": True}
+        "original_height_px": 400, "exif_gps": True}
     assert images.probe(stored) == ("jpeg", 192, 256)
     spec = load_step("download")
     assert row.keys() | {"image"} == spec.columns({}).keys()
@@ -73,8 +73,8 @@ async def test_every_fault_has_its_status() -> None:
         found = await downloaded([here.url(path) for path in routes], max_bytes=150_000, max_pixels=2_000_000, retries=0)
     assert {path: row["status"] for path, (row, _) in zip(routes, found, strict=True)} == {
         "/ok": "ok", "/404": "http_404", "/html": "wrong_type", "/empty": "empty", "/cut": "decode_error",
-        "/noise": "decode_error", "/noai": "opt_out", "/big": "too_many_pixels", "/heavy": "too_large", "/loop": "too_many_redirects",
-        "/meta": "private_address", "/slow": "timeout", "/zip": "compressed", "/plain": "ok"}
+        "/noise": "decode_error", "/noai": "opt_out", "/big": "too_many_pixels", "/heavy": "too_large",
+        "/loop": "too_many_redirects", "/meta": "private_address", "/slow": "timeout", "/zip": "compressed", "/plain": "ok"}
     for row, stored in found:
         assert (stored is None) == (row["status"] != "ok") == (row["error"] is not None)
         assert (row.get("sha256") is None) == (row["status"] not in ("ok", "decode_error", "too_many_pixels"))
@@ -92,7 +92,7 @@ async def test_settings() -> None:
         [(row, stored)] = await downloaded([here.url("/odd")], opt_out="strict")
         assert row["status"] == "opt_out"
         [(row, stored)] = await downloaded([here.url("/")], opt_out="off", image_size=1000)
-        assert (row["width_px"], row["height_px"]) == (400, 300)
+        assert (row["original_width_px"], row["original_height_px"]) == (400, 300)
     with pytest.raises(UserError, match="^encode_quality: png takes 0 to 9, not 95$"):
         Download(encode_format="png", encode_quality=95)
 

@@ -1,0 +1,344 @@
+"""The settings of a training: YAML or plain data in, a frozen `Config` out, everything checked before anything is read.
+
+    model: curate-conv-64             any name of open_clip's, or one of ours (train/models/*.json)
+    init: null                        null: from scratch; or a pretrained tag, or a checkpoint of ours or anybody's
+    data: shards/*.tar                tars, or {table: subset.parquet, root: .}: columns caption and image {file, offset, length}
+    samples_seen: 50M                 or 3000, or 3 epochs
+    batch: 256                        over all processes together
+    eval: {retrieval: held_out/*.tar, every: 500}
+
+A mistake is one line: `train.yaml:4: batch: 0 is not a whole number of 1 or more`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train.errors import ConfigError, did_you_mean
+
+Check = Callable[[Any], Any]
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where pairs come from: webdataset tars, or tables of pictures (file, offset, length below `root`) with captions."""
+
+    shards: tuple[str, ...] = ()
+    table: tuple[str, ...] = ()
+    root: str = "."
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train: a number of pairs, or of epochs (every picture once)."""
+
+    samples: int = 0
+    epochs: float = 0.0
+
+    def steps(self, batch: int, steps_per_epoch: int) -> int:
+        """Optimizer steps; at least one."""
+        wanted = self.samples / batch if self.samples else self.epochs * steps_per_epoch
+        return max(1, math.ceil(wanted - 1e-9))
+
+
+# ---- checks: a raw value in, the typed value out; ValueError says what is allowed
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
+    """A number from `low` (or above it) to `high`; `5e-4`, a string to YAML, counts."""
+    def check(value: Any) -> float:
+        found = _as_number(value)
+        if found is None or not (low < found <= high if above else low <= found <= high):
+            raise ValueError(f"{value!r} is not a number {_range(low, high, above)}")
+        return float(found)
+    return check
+
+
+def whole(low: int) -> Check:
+    """A whole number of `low` or more."""
+    def check(value: Any) -> int:
+        found = _as_number(value)
+        if found is None or found != int(found) or found < low:
+            raise ValueError(f"{value!r} is not a whole number of {low} or more")
+        return int(found)
+    return check
+
+
+def optional(inner: Check) -> Check:
+    """None, or what `inner` takes."""
+    return lambda value: None if value is None else inner(value)
+
+
+def word(*known: str) -> Check:
+    """One of `known`."""
+    def check(value: Any) -> str:
+        if value not in known:
+            raise ValueError(f"{value!r}{did_you_mean(str(value), known)}")
+        return str(value)
+    return check
+
+
+def text(value: Any) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a name")
+    return value
+
+
+def yes_no(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def two(inner: Check) -> Check:
+    """A list of two of what `inner` takes."""
+    def check(value: Any) -> tuple[Any, Any]:
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+            raise ValueError(f"{value!r} is not a list of two numbers")
+        return inner(value[0]), inner(value[1])
+    return check
+
+
+def crop_area(value: Any) -> tuple[float, float]:
+    """[smallest, largest] share of the picture that a training crop shows."""
+    low, high = two(number(0, 1, above=True))(value)
+    if low > high:
+        raise ValueError(f"{value!r} is not a smaller and a larger share")
+    return low, high
+
+
+def paths(value: Any) -> tuple[str, ...]:
+    """One path or glob, or a list of them."""
+    values = [value] if isinstance(value, str | Path) else value
+    if not isinstance(values, Sequence) or not values or not all(isinstance(v, str | Path) and str(v) for v in values):
+        raise ValueError(f"{value!r} is not a path or a list of paths")
+    return tuple(str(v) for v in values)
+
+
+def data(value: Any) -> Data:
+    """Tars, or {shards: …}, or {table: …, root: …}."""
+    if isinstance(value, Data):
+        return value
+    if not isinstance(value, Mapping):
+        return Data(shards=paths(value))
+    known = ("shards", "table", "root")
+    for key in value:
+        if key not in known:
+            raise ValueError(f"no setting '{key}'{did_you_mean(str(key), known)}")
+    if ("shards" in value) == ("table" in value):
+        raise ValueError("give either shards or a table")
+    if "shards" in value:
+        return Data(shards=paths(value["shards"]))
+    return Data(table=paths(value["table"]), root=str(value.get("root", ".")))
+
+
+def length(value: Any) -> Length:
+    """`50M`, 3000, or `3 epochs`."""
+    if isinstance(value, Length):
+        return value
+    match = re.fullmatch(r"\s*([\d_.]+)\s*(epochs?|[kmb]?)\s*", str(value).lower())
+    amount = _as_number(match[1]) if match and not isinstance(value, bool) else None
+    if match is None or not amount:
+        raise ValueError(f"{value!r} is not a number of samples like 50M or 3000, nor of epochs like '3 epochs'")
+    if match[2].startswith("epoch"):
+        return Length(epochs=float(amount))
+    return Length(samples=max(1, round(amount * UNITS[match[2]])))
+
+
+def setting(check: Check, default: Any = dataclasses.MISSING, *, operational: bool = False) -> Any:
+    """A field that knows how to check itself. `operational`: changes how fast or how observed, never what is learnt."""
+    return field(default=default, metadata={"check": check, "operational": operational})
+
+
+# ---- the settings
+
+
+@dataclass(frozen=True)
+class Eval:
+    """What is measured while and after training."""
+
+    retrieval: Data | None = setting(optional(data), None)
+    """held-out pairs: recall in both directions"""
+    images: str | None = setting(optional(text), None)
+    """a folder with one folder of pictures a class: zero-shot accuracy"""
+    classes: str | None = setting(optional(text), None)
+    """a file of lines `folder TAB name`, or `name`; without it the folders' names are the classes"""
+    every: int = setting(whole(0), 0)
+    """steps between two evaluations; 0: only at the end"""
+
+
+def evaluation(value: Any) -> Eval:
+    """A map of Eval's settings."""
+    if isinstance(value, Eval):
+        return value
+    found: Eval = _build(Eval, {} if value is None else value, "eval has", "eval.")
+    if found.classes is not None and found.images is None:
+        raise ValueError("classes need images, a folder with one folder a class")
+    return found
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a training depends on."""
+
+    data: Data = setting(data)
+    samples_seen: Length = setting(length)
+    model: str = setting(text, "ViT-B-32")
+    init: str | None = setting(optional(text), None)
+    batch: int = setting(whole(2), 256)
+    lr: float = setting(number(0, above=True), 5e-4)
+    """at the top of the schedule"""
+    lr_image: float = setting(number(0), 1.0)
+    """the image tower's share of `lr`; 0 freezes it"""
+    lr_text: float = setting(number(0), 1.0)
+    """the text tower's share of `lr`; 0 freezes it"""
+    warmup: float = setting(number(0), 0.05)
+    """steps, or a share of all steps where below 1"""
+    weight_decay: float = setting(number(0), 0.2)
+    betas: tuple[float, float] = setting(two(number(0, 0.99999)), (0.9, 0.98))
+    clip_grad: float | None = setting(optional(number(0, above=True)), 1.0)
+    """largest norm of all gradients together"""
+    crop: tuple[float, float] = setting(crop_area, (0.9, 1.0))
+    """share of the picture that a training crop shows, open_clip's default"""
+    flip: bool = setting(yes_no, False)
+    """mirror every second picture; wrong where captions say left and right"""
+    seed: int = setting(whole(0), 0)
+    precision: str = setting(word("auto", "fp32", "bf16"), "auto")
+    """auto: bf16 on a GPU, fp32 on a CPU"""
+    eval: Eval = setting(evaluation, Eval())
+    workers: int = setting(whole(1), 2, operational=True)
+    """threads that decode, in each process"""
+    cache_mb: int = setting(whole(0), 1024, operational=True)
+    """memory for decoded pictures, where all fit and the model's pictures are small"""
+    threads: int | None = setting(optional(whole(1)), None, operational=True)
+    """CPU threads that compute; results on a CPU are the same for the same number"""
+    checkpoint_every: int = setting(whole(1), 1000, operational=True)
+    """steps between two checkpoints; one is always written at the end"""
+    keep: int = setting(whole(1), 1, operational=True)
+    """how many of the last checkpoints stay"""
+    log_every: int = setting(whole(1), 10, operational=True)
+    tensorboard: bool = setting(yes_no, True, operational=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as plain data; data and init count by content, which their digests say."""
+        values = dataclasses.asdict(self)
+        return {f.name: _plain(values[f.name]) for f in fields(self)
+                if not f.metadata["operational"] and f.name not in ("data", "init")}
+
+
+def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Config:
+    """The settings in `values`. Raises ConfigError of one line, `where` before it."""
+    try:
+        config: Config = _build(Config, values, "train has", "")
+    except ValueError as error:
+        raise ConfigError(str(error), where) from None
+    return config
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings in a YAML file with `key=value` overrides (`eval.every=100`). Raises ConfigError with file and line."""
+    values, lines = _read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    try:
+        config: Config = _build(Config, values, "train has", "")
+    except ValueError as error:
+        key = re.match(r"(?:train has no setting ')?([\w.]+)", str(error))
+        top = key[1].split(".")[0] if key else ""
+        raise ConfigError(str(error), f"{path}:{lines.get(top, 1)}") from None
+    return config
+
+
+def _build(kind: Any, values: Any, who: str, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'train'}: {values!r} is not a map of settings")
+    known = {f.name: f for f in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{who} no setting '{name}'{did_you_mean(str(name), known)}")
+    for name, f in known.items():
+        if name not in values and f.default is dataclasses.MISSING:
+            raise ValueError(f"train needs the setting '{name}'")
+    return kind(**{name: _checked(known[name], value, prefix) for name, value in values.items()})
+
+
+def _checked(f: Any, value: Any, prefix: str) -> Any:
+    try:
+        return f.metadata["check"](value)
+    except ValueError as error:
+        nested = str(error).startswith((f"{f.name}.", f"{f.name} has"))
+        raise ValueError(str(error) if nested else f"{prefix}{f.name}: {error}") from None
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _range(low: float, high: float, above: bool) -> str:
+    if high == math.inf:
+        return f"above {low:g}" if above else f"of {low:g} or more"
+    return f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The document and the line of every top-level key."""
+    try:
+        content = path.read_text()
+        node = yaml.compose(content, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(content)
+    except FileNotFoundError:
+        raise ConfigError(f"no settings file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read settings file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"not YAML: {problem}", f"{path}:{mark.line + 1 if mark else 1}") from None
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise ConfigError("a training is a map of settings, with 'data:' and 'samples_seen:'", f"{path}:1")
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if key.value in lines:
+            raise ConfigError(f"'{key.value}' stands twice", f"{path}:{key.start_mark.line + 1}")
+        lines[key.value] = key.start_mark.line + 1
+    return values, lines
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    """Apply one `--set key=value` or `--set eval.key=value`."""
+    key, equals, raw = assignment.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts) or len(parts) > 2:
+        raise ConfigError(f"--set {assignment}: write it as key=value, like lr=1e-3")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {assignment}: '{raw}' is not YAML") from None
+    if len(parts) == 1:
+        values[parts[0]] = value
+        return
+    inner = values.get(parts[0]) or {}
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"--set {assignment}: '{parts[0]}' holds {inner!r}, nothing can be set inside it")
+    values[parts[0]] = {**inner, parts[1]: value}
