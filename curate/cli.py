@@ -50,7 +50,7 @@ def run(file: PipelineFile, out: Out = None, on: On = "ray", workers: Workers = 
 def shard(source: Annotated[str, typer.Argument(metavar="RUN|TARS|IMAGES", help="A run, tars, a folder of images.")],
           out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the shards go.")],
           uids: Annotated[Path | None, typer.Option("--uids", metavar="FILE", help="Only these: .npy or parquet.")] = None,
-          where: Annotated[str | None, typer.Option("--where", metavar="EXPRESSION", help="Only rows for which it is true.")] = None,
+          where: Annotated[str | None, typer.Option("--where", metavar="EXPRESSION", help="Only rows that pass.")] = None,
           rows: Annotated[int, typer.Option("--rows", min=1, help="Rows a shard.")] = 10_000,
           dropped_too: Annotated[bool, typer.Option("--dropped-too", help="Also rows that the run did not keep.")] = False,
           workers: Workers = None) -> None:

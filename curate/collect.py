@@ -159,7 +159,7 @@ class _Parts:
     def read(self) -> None:
         """Take up what earlier attempts sealed; a tar without its parquet is no part and will be overwritten."""
         for path in self._tar_path.parent.glob(f"{self._tar_path.stem}.p*.parquet"):
-            for row in pq.read_table(path, schema=self._schema).to_pylist():
+            for row in pq.ParquetFile(path).read().to_pylist():
                 self.rows[row.pop("image_id")] = row
             self._next = max(self._next, int(path.suffixes[-2][2:]) + 1)
 

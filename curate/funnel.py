@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from curate.pipeline import KeepUse, Stage
 from curate.source import Source
+from curate.stages import KeepUse, Stage
 from curate.store import REMOVED, STATE_NAMES, Store
 
 HAS_IMAGE = "keep the image is there"

@@ -21,7 +21,7 @@ SIDECARS = frozenset({".txt", ".json"})
 FOLDER = "folder"
 
 KINDS = {"pairs": ("url", "caption", "uid", "header"), "shards": ("url", "caption", "uid"),
-         "images": ("path", "url", "caption", "uid", "header")}
+         "images": ("path", "root", "url", "caption", "uid", "header")}
 ALL_KINDS = ("shard_rows", "limit")
 
 
@@ -44,6 +44,8 @@ class SourceSettings:
     caption: str | None = None
     uid: str | None = None
     path: str | None = None
+    root: str | None = None
+    """the folder that names in `path` start from; without it the table's own"""
     header: tuple[str, ...] = ()
     shard_rows: int = 10_000
     limit: int | None = None
@@ -81,7 +83,7 @@ def parse_source(settings: Mapping[str, Any], base: Path = Path()) -> SourceSett
         raise UserError("source: images must lie on this machine; a table of urls is read with pairs")
     defaults: dict[str, Any] = {"pairs": {"url": "url", "caption": "caption"}, "shards": {"url": "url"},
                                 "images": {"path": "path"}}[kind]
-    named = {name: _text(settings, name) for name in ("url", "caption", "uid", "path") if settings.get(name) is not None}
+    named = {name: _text(settings, name) for name in ("url", "caption", "uid", "path", "root") if settings.get(name) is not None}
     counts = {name: _count(settings, name) for name in ALL_KINDS if settings.get(name) is not None}
     return SourceSettings(kind=kind, where=where, base=base, header=_texts(settings, "header"), **{**defaults, **named, **counts})
 
@@ -89,7 +91,7 @@ def parse_source(settings: Mapping[str, Any], base: Path = Path()) -> SourceSett
 def _text(settings: Mapping[str, Any], name: str) -> str:
     value = settings[name]
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"source: {name} must be the name of a column, not {value!r}")
+        raise UserError(f"source: {name} must be the name of a {'folder' if name == 'root' else 'column'}, not {value!r}")
     return value
 
 
@@ -188,6 +190,15 @@ def find(patterns: Sequence[str], base: Path, formats: Mapping[str, str], pictur
     return list(found.values())
 
 
+def find_folder(name: str, base: Path) -> Path:
+    """A local folder, looked for where files are looked for. Raises UserError where there is none."""
+    for root in (Path.cwd(), Path(os.path.abspath(base))):
+        path = Path(os.path.normpath(root / Path(name).expanduser()))
+        if path.is_dir():
+            return path
+    raise UserError(f"no folder '{name}'")
+
+
 def _local(pattern: str, base: Path, formats: Mapping[str, str], pictures: bool) -> Iterator[SourceFile]:
     for root in (Path.cwd(), Path(os.path.abspath(base))):
         path = Path(os.path.normpath(root / Path(pattern).expanduser()))
@@ -258,3 +269,11 @@ def _file(path: str, formats: Mapping[str, str]) -> SourceFile:
 def _listed(formats: Mapping[str, str]) -> str:
     *names, last = dict.fromkeys(formats.values())
     return f"{', '.join(names)} or {last}" if names else last
+
+
+def matching_files(pattern: Any) -> list[Path]:
+    """The files that a file setting names, sorted; UserError where there is none."""
+    found = sorted(Path(p) for p in glob.glob(str(pattern)))
+    if not found:
+        raise UserError(f"no file {pattern}")
+    return found

@@ -4,10 +4,9 @@ A stage is one of three: a `StepUse` measures, a `KeepUse` decides by expression
 one line `file:line: what is wrong, what there is, did you mean`. Later code never looks at YAML again.
 """
 
-import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +16,12 @@ from curate import source, step
 from curate.document import TOP_KEYS, entry_of, override, read_yaml
 from curate.errors import UserError, did_you_mean
 from curate.keep import Keep, parse
+from curate.locations import matching_files
+from curate.loop_settings import LoopSettings, loop_settings
+from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.step import Spec, known_steps, load_step
 
 OWN_COLUMNS: Mapping[str, pa.DataType] = {"uid": step.string, "image_id": step.string}
-
-
-@dataclass(frozen=True)
-class StepUse:
-    """A step in its place: settings checked, columns bound to names."""
-
-    name: str
-    spec: Spec = field(repr=False)
-    settings: Mapping[str, Any]
-    reads: Mapping[str, str]
-    """parameter → column"""
-    adds: Mapping[str, str]
-    """the step's own name of a column → its name here"""
-    types: Mapping[str, pa.DataType]
-    """the step's own name of a column → type"""
-    prefix: str
-    line: int
-    loop: bool = False
-    """whether its columns depend on the weights that the loop trains"""
-
-    @property
-    def label(self) -> str:
-        """What the funnel and messages call it."""
-        return f"{self.spec.name} as {self.prefix}" if self.prefix else self.spec.name
-
-
-@dataclass(frozen=True)
-class KeepUse:
-    """A decision by expression."""
-
-    keep: Keep
-    line: int
-
-    @property
-    def label(self) -> str:
-        """What the funnel and messages call it."""
-        return f"keep {self.keep.text}"
-
-
-@dataclass(frozen=True)
-class TopUse:
-    """A decision by rank: the best `fraction` of the alive rows (or of the source's rows) by a column; ties by uid."""
-
-    fraction: float
-    by: str
-    of_source: bool
-    line: int
-
-    @property
-    def label(self) -> str:
-        """What the funnel and messages call it."""
-        return f"keep top {self.fraction:g}{' of source' if self.of_source else ''} by {self.by}"
-
-
-Stage = StepUse | KeepUse | TopUse
 
 
 @dataclass(frozen=True)
@@ -97,7 +44,7 @@ class Pipeline:
     stages: tuple[Stage, ...]
     shards: ShardSettings
     train: Mapping[str, Any] | None
-    loop: Mapping[str, Any] | None
+    loop: LoopSettings | None
     lines: Mapping[str, int]
 
     def where(self, key: str) -> str:
@@ -124,8 +71,11 @@ def load(path: Path, overrides: Sequence[str] = (), until: str | None = None) ->
     entries = [(entry, lines.get(("steps", i), top_lines["steps"])) for i, entry in enumerate(document["steps"])]
     stages = tuple(checker.stage(entry, line) for entry, line in entries)
     shard_settings = _shard_settings(document.get("shards"), f"{path}:{top_lines.get('shards', 1)}")
-    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, document.get("train"),
-                    document.get("loop"), top_lines)
+    settings = loop_settings(document.get("loop"), stages, path, top_lines)
+    train = document.get("train")
+    if settings is not None and not isinstance(train, Mapping):
+        raise UserError("'loop:' needs 'train:', a map like {samples_seen: 50M}", f"{path}:{top_lines['loop']}")
+    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, train, settings, top_lines)
 
 
 def _cut(stages: tuple[Stage, ...], until: str | None) -> tuple[Stage, ...]:
@@ -229,18 +179,23 @@ class _Checker:
             raise UserError(f"step '{name}': settings are a map, not {settings!r}")
         settings = dict(settings)
         prefix, of, reads = settings.pop("as", None), settings.pop("of", None), settings.pop("reads", None) or {}
+        holds = [n for n, s in spec.settings.items() if "weights" in s.tags]
+        first = settings.pop("first", None) if holds else None
         for key, value in (("as", prefix), ("of", of)):
             if value is not None and not (isinstance(value, str) and value.isidentifier()):
                 raise UserError(f"step '{name}': {key}: {value!r} is not a name of letters, digits and _")
         checked = _check_settings(spec, settings)
         bound = self._bind(spec, of, reads)
-        loop = any(c in self.loop for c in bound.values()) or any(
-            "weights" in s.tags and checked[n] == "loop" for n, s in spec.settings.items())
+        trained = any(checked[n] == "loop" for n in holds)
+        if trained != (first is not None) or not isinstance(first, str | None):
+            raise UserError(f"step '{spec.name}': 'pretrained: loop' and 'first:' belong together; first is raw (train on the "
+                            "raw pool) or the weights to begin with")
+        loop = trained or any(c in self.loop for c in bound.values())
         named_after = prefix if prefix else of if spec.follows and of else ""
         types = spec.columns(checked)
         adds = {own: f"{named_after}_{own}" if named_after else own for own in types}
         self._add(spec, adds, types, line, loop)
-        return StepUse(name, spec, checked, bound, adds, types, named_after, line, loop)
+        return StepUse(name, spec, checked, bound, adds, types, named_after, line, loop, first or "")
 
     def _bind(self, spec: Spec, of: str | None, reads: Any) -> dict[str, str]:
         if not isinstance(reads, Mapping) or not all(isinstance(v, str) for v in reads.values()):
@@ -318,11 +273,3 @@ def _check_settings(spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
         except UserError as error:
             raise UserError(f"{spec.name}.{name}: {error}") from None
     return checked
-
-
-def matching_files(pattern: Any) -> list[Path]:
-    """The files that a file setting names, sorted; UserError where there is none."""
-    found = sorted(Path(p) for p in glob.glob(str(pattern)))
-    if not found:
-        raise UserError(f"no file {pattern}")
-    return found

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from curate import files
 from curate.keep import Keep
-from curate.pipeline import KeepUse, Stage, StepUse, TopUse, matching_files
+from curate.locations import matching_files
+from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.step import Operational, Setting, Spec, load_step
 
 SegmentKind = Literal["cpu", "model", "fetch"]

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from curate import files, funnel
-from curate.pipeline import OWN_COLUMNS, KeepUse, Pipeline, Stage, StepUse, TopUse
+from curate.pipeline import OWN_COLUMNS, Pipeline
 from curate.plan import Binder, BoundKeep, Column, WeightsId, spans
 from curate.schedule import Tasks, drain, segment_tasks
 from curate.shards import Block, plan_blocks, write_manifest, write_subset
 from curate.source import Source, ingest, parse_source
+from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.store import Store
 from curate.work import Pool, Task, Told
 

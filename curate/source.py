@@ -68,13 +68,14 @@ def _tables(settings: SourceSettings, file: SourceFile, number: int, rows: int,
 
     Raises UserError, naming the file, where it is broken or lacks a column.
     """
+    root = locations.find_folder(settings.root, settings.base) if settings.root else Path(file.path).parent
     with _refusing(file):
         first = 0
         for chunk in _chunks(settings, file, rows, seen):
             if first == 0:
                 _check_columns(settings, file, chunk)
             if settings.path and file.format != locations.FOLDER:
-                chunk = samples.with_pictures(chunk, settings.path, Path(file.path).parent)
+                chunk = samples.with_pictures(chunk, settings.path, root)
             yield shard_table(chunk, settings.names, number, first)
             first += chunk.rows
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def rows_of(source: Source, *names: str) -> list[Any]:
     return [row[names[0]] for row in rows] if len(names) == 1 else [tuple(row.values()) for row in rows] if names else rows
 
 
-def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_pairs(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """A parquet file of these rows."""
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path

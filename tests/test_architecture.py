@@ -27,6 +27,8 @@ LAYERS = """
     measure
     plan funnel
     pipeline
+    loop_settings
+    stages
     keep source weights
     samples readers rows
     steps

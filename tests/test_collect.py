@@ -196,6 +196,7 @@ async def test_odd_urls_and_steps(tmp_path: Path) -> None:
 
 KILLING = """
 import asyncio, os, pathlib, signal, sys, time
+import pyarrow
 from curate.collect import collect
 from tests.test_collect import COLUMNS, Web, items
 
@@ -205,6 +206,8 @@ class Slow(Web):
             log.write(url + "\\n")
         await asyncio.sleep(.003)
         return await super().one(url)
+
+pyarrow.array([1])      # imports pandas, which each child would do otherwise
 
 def started(root):
     pid = os.fork()

@@ -167,3 +167,14 @@ def test_a_table_of_pictures(tmp_path: Path) -> None:
     assert [r["image_id"] for r in rows] == [pid(PNG + b"\0"), pid(PNG + b"\0"), pid(PNG + b"\1"), None, None, None]
     assert [r["file"] for r in rows][:2] == ["jpg/0.jpg", "jpg/0.jpg"]
     assert len({r["uid"] for r in rows}) == 6
+
+
+def test_a_table_of_pictures_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("jpg").mkdir()
+    Path("jpg/0.jpg").write_bytes(PNG)
+    Path("captions.tsv").write_text("path\tcaption\n0.jpg\tzero\n")
+    source = take("captions.tsv", tmp_path, kind="images", root="jpg")
+    assert [(r["image"]["file"], r["caption"]) for r in rows_of(source)] == [(str(tmp_path / "jpg/0.jpg"), "zero")]
+    with pytest.raises(UserError, match="^no folder 'jgp'$"):
+        take("captions.tsv", tmp_path / "other", kind="images", root="jgp")

@@ -59,8 +59,8 @@ def test_the_same_text_in_other_bytes_is_the_same_row(tmp_path: Path) -> None:
 
 
 def test_rows_without_url_or_caption_are_rows(tmp_path: Path) -> None:
-    rows = [{"URL": None, "TEXT": "a"}, {"URL": " ", "TEXT": "a"}, {"URL": "http://a", "TEXT": ""}, {"URL": "", "TEXT": None},
-            {"URL": "http://a", "TEXT": "\t"}]
+    pairs = [(None, "a"), (" ", "a"), ("http://a", ""), ("", None), ("http://a", "\t")]
+    rows = [{"URL": url, "TEXT": caption} for url, caption in pairs]
     source = take(write_pairs(tmp_path / "a.parquet", rows), tmp_path)
     assert rows_of(source, "url", "image_id", "caption", "source_error") == [
         (None, None, "a", "no url"), (None, None, "a", "no url"), ("http://a", pid("http://a"), None, "no caption"),

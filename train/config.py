@@ -311,10 +311,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"no settings file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read settings file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"not YAML: {problem}", f"{path}:{mark.line + 1 if mark else 1}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"not YAML: {error.problem}", f"{path}:{line}") from None
+    except yaml.YAMLError:
+        raise ConfigError("not YAML", f"{path}:1") from None
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError("a training is a map of settings, with 'data:' and 'samples_seen:'", f"{path}:1")
     lines: dict[str, int] = {}

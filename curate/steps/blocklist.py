@@ -35,8 +35,9 @@ class Blocklist:
             self._phrases.setdefault(phrase, entry)
             self._lengths[phrase[0]] = sorted({len(phrase), *self._lengths.get(phrase[0], ())}, reverse=True)
         for where, entry in _lines(domains):
-            host = _host("//" + entry.removeprefix("*."))
-            if HOST.fullmatch(host) is None:
+            name = entry.removeprefix("*.")
+            host = _host(f"//{name}") if HOST.fullmatch(name) else ""
+            if not host:
                 raise UserError(f"'{entry}' is no domain like example.com", where)
             self._domains[host] = entry
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from curate.step import float64, step
 
 Int64s = NDArray[np.int64]
+KEY_LIMIT = 2**63
 ADDS = {"unique_word_ratio": float64, "repeated_word_share": float64, "repeated_bigram_share": float64, "max_word_share": float64}
 
 
@@ -34,7 +35,7 @@ def caption_repetition(caption: pa.Array) -> dict[str, NDArray[np.float64]]:
     encoded = words.filter(real).dictionary_encode()
     word = encoded.indices.to_numpy().astype(np.int64)
     kinds = max(len(encoded.dictionary), 1)
-    if len(caption) > 1 and len(caption) * kinds**2 >= 2**63:  # too many different words for one number a bigram
+    if len(caption) > 1 and len(caption) * kinds**2 > KEY_LIMIT:  # too many different words for one number a bigram
         halves = [caption_repetition(half) for half in (caption[: len(caption) // 2], caption[len(caption) // 2 :])]
         return {name: np.concatenate([half[name] for half in halves]) for name in ADDS}
     total, distinct, repeated, most = _counts(row, word, kinds, len(caption))

@@ -19,7 +19,8 @@ def clip_score(image_emb: NDArray[np.float32], text_emb: NDArray[np.float32]) ->
     if image_emb.shape != text_emb.shape:
         raise UserError(f"step 'clip_score': image_emb has {image_emb.shape[-1]} numbers a row, text_emb {text_emb.shape[-1]}: "
                         "they are not of one model")
-    norms = np.linalg.norm(image_emb, axis=1) * np.linalg.norm(text_emb, axis=1)
-    usable = np.isfinite(norms) & (norms > 0)
-    cosine = np.einsum("rd,rd->r", image_emb, text_emb) / np.where(usable, norms, 1)
+    lengths = np.stack([np.linalg.norm(matrix, axis=1) for matrix in (image_emb, text_emb)])
+    usable = (np.isfinite(lengths) & (lengths > 0)).all(axis=0)
+    with np.errstate(invalid="ignore"):
+        cosine = np.einsum("rd,rd->r", image_emb, text_emb) / np.where(usable, lengths, 1).prod(axis=0)
     return pa.array(np.clip(cosine, -1, 1), float32, mask=~usable)

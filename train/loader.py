@@ -1,0 +1,124 @@
+"""Batches for a model: decoded, cropped and tokenised by threads, a few batches ahead, in an order that is fixed before.
+
+Threads, not processes: Pillow decodes and resizes without the interpreter's lock, and pictures reduced once are shared. What a
+batch holds never depends on how many threads there are.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.data import Index
+from train.errors import DataError
+from train.order import Order, caption_of
+from train.pictures import BrokenPicture, TrainCrop
+
+AHEAD = 3
+"""Batches prepared while the model computes."""
+MAX_BROKEN = 0.01
+"""Share of broken pictures above which a training stops; ten are always let pass."""
+TOKENS_KEPT = 1_000_000
+"""Captions whose tokens stay in memory between epochs."""
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process trains on in one step."""
+
+    pixels_NHWC: torch.Tensor
+    """uint8, (batch, size, size, 3)"""
+    tokens_NL: torch.Tensor
+    """int64, (batch, context)"""
+    pictures: NDArray[np.int64]
+    """(batch,) the pictures shown; not those asked for where one is broken"""
+
+
+class Loader:
+    """The batches of one process out of `num_ranks`: its share of every step's pictures."""
+
+    def __init__(self, index: Index, order: Order, crop: TrainCrop, tokenizer: Tokenizer, *, workers: int = 2,
+                 cache_mb: int = 1024, rank: int = 0, num_ranks: int = 1) -> None:
+        self.index, self.order, self.crop, self.tokenizer = index, order, crop, tokenizer
+        self.broken: set[int] = set()
+        self._workers = workers
+        share = order.batch // num_ranks
+        self._mine = slice(rank * share, (rank + 1) * share)
+        self._tokens: dict[int, NDArray[np.int64]] = {}
+        needed = len(index) * (crop.reduced or 0) ** 2 * 3 * 1.5 / 2**20
+        self._kept: dict[int, Image.Image] | None = {} if crop.reduced and needed <= cache_mb else None
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps `start` to `stop` - 1. Raises DataError where too many pictures are broken."""
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
+        ready: deque[list[Future[Batch]]] = deque()
+        try:
+            for step in range(start, stop):
+                ready.append(self._submit(pool, step))
+                if len(ready) > AHEAD:
+                    yield _joined(ready.popleft())
+            while ready:
+                yield _joined(ready.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[Batch]]:
+        pictures = self.order.pictures(step)[self._mine]
+        draws = self.order.crops(step)[self._mine]
+        epoch = self.order.epoch(step)
+        cuts = np.linspace(0, len(pictures), min(self._workers, len(pictures)) + 1).astype(int)
+        return [pool.submit(self._part, pictures[a:b], draws[a:b], epoch) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+    def _part(self, wanted: NDArray[np.int64], draws: NDArray[np.float64], epoch: int) -> Batch:
+        pixels = np.empty((len(wanted), self.crop.size, self.crop.size, 3), np.uint8)
+        shown = wanted.copy()
+        for row, picture in enumerate(wanted.tolist()):
+            shown[row], image = self._picture(picture)
+            pixels[row] = self.crop(image, draws[row])
+        captions = caption_of(shown, self.index.first, self.order.seed, epoch)
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(np.stack([self._tokenised(j) for j in captions.tolist()])), shown)
+
+    def _picture(self, wanted: int) -> tuple[int, Image.Image]:
+        """Picture `wanted`, or the next one that is not broken, and its number."""
+        for number in range(wanted, wanted + len(self.index)):
+            at = number % len(self.index)
+            if at in self.broken:
+                continue
+            if self._kept is not None and at in self._kept:
+                return at, self._kept[at]
+            try:
+                image = self.crop.decode(self.index.read(at))
+            except BrokenPicture as error:
+                self._give_up_on(at, error)
+                continue
+            if self._kept is not None:
+                self._kept[at] = image
+            return at, image
+        raise DataError("no picture can be decoded")
+
+    def _give_up_on(self, at: int, error: BrokenPicture) -> None:
+        self.broken.add(at)
+        if len(self.broken) > max(10, MAX_BROKEN * len(self.index)):
+            raise DataError(f"{len(self.broken)} of {len(self.index)} pictures cannot be decoded; "
+                            f"the last is {self.index.name(at)}: {error}")
+
+    def _tokenised(self, caption: int) -> NDArray[np.int64]:
+        found = self._tokens.get(caption)
+        if found is None:
+            found = self.tokenizer([self.index.caption(caption)])[0].numpy()
+            if len(self._tokens) < TOKENS_KEPT:
+                self._tokens[caption] = found
+        return found
+
+
+def _joined(parts: Sequence[Future[Batch]]) -> Batch:
+    done = [part.result() for part in parts]
+    return Batch(torch.cat([d.pixels_NHWC for d in done]), torch.cat([d.tokens_NL for d in done]),
+                 np.concatenate([d.pictures for d in done]))

@@ -1,0 +1,56 @@
+"""AdamW in groups, and the learning rate of a step.
+
+Gains, biases and the scale (parameters of fewer than two dimensions) have no weight decay, as in OpenAI's and open_clip's
+training. Each tower has its share of the learning rate; a share of 0 freezes it.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+
+SCALE_MAX = math.log(100)
+"""logit_scale is kept from 0 to this (Radford et al. 2021, section 2.5)."""
+
+
+def tower(name: str) -> str:
+    """`image`, `text` or `both`, the part of an open_clip model that a parameter's name says."""
+    if name.startswith("visual."):
+        return "image"
+    return "both" if name in ("logit_scale", "logit_bias") else "text"
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
+    """AdamW over the parameters that learn; its groups carry `share`, the part of the learning rate they take."""
+    shares = {"image": config.lr_image, "text": config.lr_text, "both": 1.0}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        share = shares[tower(name)]
+        parameter.requires_grad_(share > 0)
+        if share > 0:
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((share, decay), []).append(parameter)
+    return torch.optim.AdamW([{"params": found, "weight_decay": decay, "share": share} for (share, decay), found in groups.items()],
+                             lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(step: int, num_steps: int, config: Config) -> float:
+    """Of `step`, counted from 0: up in a straight line for the warm-up, then down half a cosine to 0 at the end."""
+    warmup = config.warmup * num_steps if config.warmup < 1 else config.warmup
+    if step < warmup:
+        return config.lr * (step + 1) / (math.floor(warmup) + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
+    """Scale all gradients together down to norm `largest` (None: leave them); the norm before."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)

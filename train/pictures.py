@@ -1,0 +1,102 @@
+"""From stored bytes to the square of pixels a model is trained on.
+
+Decoded as strangers' files are: four formats, a limit on pixels, upright, alpha on white. A JPEG is decoded at a half, a quarter
+or an eighth where that is still twice what is needed.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+MAX_PIXELS = 89_478_485
+"""Pillow's own threshold for a decompression bomb."""
+SMALL = 128
+"""Models up to this many pixels a side get pictures reduced once to `ROOM` times their side, so that all may stay in memory."""
+ROOM = 1.25
+RATIO = (3 / 4, 4 / 3)
+"""Shape of a training crop: torchvision's RandomResizedCrop, which open_clip uses."""
+
+# What Pillow's decoders raise on broken data; the data lies in memory, so an OSError is not a disk's.
+_DATA_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+                struct.error, zlib.error, UserWarning)
+
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class BrokenPicture(ValueError):
+    """Bytes that are no picture we take."""
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """A random resized crop as open_clip does it: a share `area` of the picture, resized to `size` pixels a side."""
+
+    size: int
+    area: tuple[float, float] = (0.9, 1.0)
+    flip: bool = False
+
+    @property
+    def reduced(self) -> int | None:
+        """The shorter side of pictures kept in memory between epochs, or None where the model takes large ones."""
+        return round(self.size * ROOM) if self.size <= SMALL else None
+
+    def decode(self, data: bytes) -> Image.Image:
+        """The picture in RGB, reduced where `reduced` says so. Raises BrokenPicture."""
+        picture = decode(data, self.size)
+        short = min(picture.size)
+        if self.reduced is None or short <= self.reduced:
+            return picture
+        scale = self.reduced / short
+        return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+
+    def __call__(self, picture: Image.Image, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """The crop that five numbers in [0, 1) pick, (size, size, 3)."""
+        crop = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=self.box(picture.size, draws))
+        pixels = np.asarray(crop)
+        return pixels[:, ::-1] if self.flip and draws[4] < 0.5 else pixels
+
+    def box(self, size: tuple[int, int], draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the crop; a shape that does not fit is cut to the picture's side."""
+        low, high = self.area
+        area = size[0] * size[1] * (low + (high - low) * draws[0])
+        ratio = np.exp(np.log(RATIO[0]) + (np.log(RATIO[1]) - np.log(RATIO[0])) * draws[1])
+        width, height = min(np.sqrt(area * ratio), size[0]), min(np.sqrt(area / ratio), size[1])
+        left, top = (size[0] - width) * draws[2], (size[1] - height) * draws[3]
+        return float(left), float(top), float(left + width), float(top + height)
+
+
+def decode(data: bytes, at_least: int = 0) -> Image.Image:
+    """The picture in RGB, upright, alpha on white. A JPEG may come smaller, its sides no less than twice `at_least`.
+
+    Raises BrokenPicture.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise BrokenPicture(f"{picture.width}x{picture.height} pixels")
+        if at_least:
+            picture.draft(None, (2 * at_least, 2 * at_least))
+        upright = ImageOps.exif_transpose(picture)
+        return _rgb(upright)
+    except (Image.DecompressionBombError, *_DATA_ERRORS) as error:
+        raise BrokenPicture(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):          # 16 bits of grey; a plain conversion would clip instead of scaling
+        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        plain = Image.new("RGB", picture.size, "white")
+        plain.paste(rgba, mask=rgba.getchannel("A"))
+        return plain
+    rgb = picture.convert("RGB")
+    rgb.load()
+    return rgb
