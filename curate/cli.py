@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from curate.errors import CurateError, UserError
+from train.errors import TrainError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Turn rows of (url, alt text), or tars, into an image-text dataset: measure, decide, build shards.")
 BUILD, LOOK, MAINTAIN = "Build", "Look", "Maintain"
 
@@ -35,7 +36,7 @@ def run(file: PipelineFile, out: Out = None, on: On = "ray", workers: Workers = 
         retry: Annotated[str | None, typer.Option("--retry", metavar="quarantined", help="Measure such rows again.")] = None,
         sets: Sets = []) -> None:  # noqa: B006  typer reads the default, nobody changes it
     """Run a pipeline: from rows to shards. The same command goes on where it stopped."""
-    from curate.loop import start
+    from curate.start import start
 
     if retry not in (None, "quarantined"):
         raise UserError(f"--retry {retry}: there is only 'quarantined'")
@@ -60,6 +61,29 @@ def shard(source: Annotated[str, typer.Argument(metavar="RUN|TARS|IMAGES", help=
     for line in reshard(source, out, uids=uids, where=where, rows=rows, dropped_too=dropped_too,
                         workers=_workers(workers), attempt=secrets.token_hex(4)):
         print(line)
+
+
+@app.command(rich_help_panel=BUILD)
+def train(file: Annotated[Path, typer.Argument(metavar="TRAINING", help="Settings of a training (YAML).")],
+          out: Out = None, sets: Sets = []) -> None:  # noqa: B006
+    """Train CLIP on shards: ours or anybody's webdataset. On several GPUs: `torchrun -m train FILE`."""
+    from train.__main__ import main as train_file
+
+    words = [str(file), *(word for s in sets for word in ("--set", s)), *(("--out", str(out)) if out else ())]
+    raise typer.Exit(train_file(words))
+
+
+@app.command(rich_help_panel=BUILD)
+def evaluate(checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a pretrained tag.")],
+             model: Annotated[str | None, typer.Option("--model", help="Its name, where the checkpoint has none.")] = None,
+             images: Annotated[Path | None, typer.Option("--images", metavar="DIR", help="A folder of pictures a class.")] = None,
+             classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Lines of: folder TAB name.")] = None,
+             retrieval: Annotated[str | None, typer.Option("--retrieval", metavar="TARS", help="Held out.")] = None) -> None:
+    """Zero-shot accuracy over a folder of classes, and retrieval recall over held-out shards."""
+    from curate.training import evaluate_checkpoint
+
+    for name, value in evaluate_checkpoint(checkpoint, model, images, classes, retrieval).items():
+        print(f"{name}  {value:.4f}")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -136,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())   # a user's own steps are found where the command is run
     try:
         code: Any = app(args=arguments, prog_name="curate", standalone_mode=False)
-    except CurateError as error:
+    except (CurateError, TrainError) as error:
         code = _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _say("interrupted; the same command goes on from here", 130)

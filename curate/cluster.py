@@ -6,41 +6,43 @@ held whole ones would leave none for tasks and the run would wait for ever. Pixe
 """
 
 import asyncio
+import logging
 import os
+import site
 import sys
-from collections import Counter
+import sysconfig
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
 from curate.errors import RunStopped, UserError
-from curate.local import FETCH_WINDOW, STRIKES, THREADS, failure
 from curate.measure import Report, Worker
-from curate.work import Fetcher, Kind, Task, Told, execute
+from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Task, Told, answer
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Reports and tasks are small; a store of Ray's usual size would take memory that steps need."""
 TASK_CPUS, ACTOR_CPUS = 0.5, 0.1
+TELL_SECONDS = 0.5
 
-Answer = tuple[str, Any]
-_worker: Worker | None = None
+Answer = Report | BaseException
+
+
+@lru_cache(1)
+def _worker(root: Path, attempt: str) -> Worker:
+    """What a process keeps from task to task: the store, the source."""
+    return Worker(root, attempt)
 
 
 def _run(root: Path, attempt: str, task: Task) -> Answer:
-    """A task, in whatever process Ray gives it; the process keeps its store and source for the next one."""
-    global _worker
-    if _worker is None or (_worker.store.root, _worker.store.attempt) != (root, attempt):
-        _worker = Worker(root, attempt)
-    return _answer(_worker, task)
-
-
-def _answer(worker: Worker, task: Task) -> Answer:
-    try:
-        return "done", execute(worker, task)
-    except BaseException as error:  # noqa: BLE001  it is raised again in the driver
-        return "failed", failure(error)
+    """A task, in whatever process Ray gives it."""
+    return answer(_worker(root, attempt), task)
 
 
 class _ModelActor:
@@ -48,7 +50,7 @@ class _ModelActor:
         self._worker = Worker(root, attempt)
 
     def run(self, task: Task) -> Answer:
-        return _answer(self._worker, task)
+        return answer(self._worker, task)
 
 
 class _FetchActor:
@@ -56,30 +58,42 @@ class _FetchActor:
         self._fetcher = Fetcher(Worker(root, attempt))
         self._statuses: Counter[str] = Counter()
 
-    async def run(self, task: Task) -> Answer:
-        try:
-            return "done", await self._fetcher.fetch_shard(task, lambda status: self._statuses.update((status,)))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001  it is raised again in the driver
-            return "failed", failure(error)
+    async def run(self, task: Task) -> tuple[Answer, Counter[str]]:
+        """The answer, and how images ended since last told."""
+        said = await self._fetcher.answer(task, lambda status: self._statuses.update((status,)))
+        return said, self._told()
 
     async def tell(self) -> Counter[str]:
+        """How images ended since last told."""
+        await asyncio.sleep(TELL_SECONDS)
+        return self._told()
+
+    def _told(self) -> Counter[str]:
         told, self._statuses = self._statuses, Counter()
         return told
+
+
+@dataclass
+class _Model:
+    """A model actor, and what it has to do."""
+
+    actor: Any
+    tasks: set[Any] = field(default_factory=set)
 
 
 class RayPool:
     """See `curate.work.Pool`. `on` is `ray` (starts one on this machine) or the address of a cluster."""
 
     def __init__(self, root: Path, attempt: str, workers: int, on: str) -> None:
-        self._root, self._attempt = root.resolve(), attempt
+        self._place = root.resolve(), attempt
         _connect(on, workers)
         self._workers = workers if on == "ray" else max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._task = ray.remote(_run).options(num_cpus=TASK_CPUS, max_retries=STRIKES - 1)
-        self._models: list[tuple[Any, list[Any]]] = []
+        self._models: list[_Model] = []
         self._fetcher: Any = None
+        self._telling: Any = None
         self._flying: dict[Any, Task] = {}
+        self._answers: deque[tuple[Task, Report] | Told] = deque()
 
     def capacity(self, kind: Kind) -> int:
         """See Pool."""
@@ -88,65 +102,110 @@ class RayPool:
     def submit(self, task: Task) -> None:
         """See Pool."""
         if task.kind == "fetch":
-            self._fetcher = self._fetcher or self._actor(_FetchActor, max_concurrency=2 * FETCH_WINDOW)
-            ref = self._fetcher.run.remote(task)
+            ref = self._fetching().run.remote(task)
         elif task.kind == "model":
-            actor, busy = self._model_actor()
-            ref = actor.run.remote(task)
-            busy.append(ref)
+            model = self._least_busy_model()
+            ref = model.actor.run.remote(task)
+            model.tasks.add(ref)
         else:
-            ref = self._task.remote(self._root, self._attempt, task)
+            ref = self._task.remote(*self._place, task)
         self._flying[ref] = task
 
     def next(self) -> tuple[Task, Report] | Told:
         """See Pool."""
-        while True:
-            ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=1)
-            if ready:
-                return self._received(ready[0])
-            if self._fetcher is not None and (told := ray.get(self._fetcher.tell.remote())):
-                return Told(told)
+        while not self._answers:
+            ready, _ = ray.wait([*self._flying, *([self._telling] if self._telling else [])], num_returns=1)
+            if ready[0] in self._flying:
+                self._ended(ready[0])
+            else:
+                self._told()
+        return self._answers.popleft()
 
     def close(self) -> None:
         """See Pool."""
         self._flying.clear()
+        self._models.clear()
         ray.shutdown()
 
-    def _received(self, ref: Any) -> tuple[Task, Report]:
+    def _ended(self, ref: Any) -> None:
+        """A task came to its end: an answer, or what stopped it is raised."""
         task = self._flying.pop(ref)
-        for _, busy in self._models:
-            if ref in busy:
-                busy.remove(ref)
+        for model in self._models:
+            model.tasks.discard(ref)
         try:
-            kind, content = ray.get(ref)
-        except (WorkerCrashedError, ActorDiedError, OutOfMemoryError) as error:
+            said = ray.get(ref)
+        except (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError) as error:
             raise RunStopped(f"a worker died {STRIKES} times on {task.name} ({type(error).__name__}); run the same command "
                              "again, with fewer --workers if memory is short") from None
-        if kind == "failed":
-            raise content
-        return task, content
+        if task.kind == "fetch":
+            said, statuses = said
+            self._tell(statuses)
+        if isinstance(said, BaseException):
+            raise said
+        self._answers.append((task, said))
+
+    def _told(self) -> None:
+        """Pass on how images ended, and ask again while anything is being fetched."""
+        with suppress(RayError):        # the fetcher died, and with it what it had to tell; its tasks come again
+            self._tell(ray.get(self._telling))
+        fetching = any(task.kind == "fetch" for task in self._flying.values())
+        self._telling = self._fetcher.tell.remote() if fetching else None
+
+    def _tell(self, statuses: Counter[str]) -> None:
+        if statuses:
+            self._answers.append(Told(statuses))
+
+    def _fetching(self) -> Any:
+        if self._fetcher is None:
+            self._fetcher = self._actor(_FetchActor, max_concurrency=2 * FETCH_WINDOW)
+        if self._telling is None:
+            self._telling = self._fetcher.tell.remote()
+        return self._fetcher
+
+    def _least_busy_model(self) -> _Model:
+        """The model actor with the least to do, or a new one while there may be more."""
+        if len(self._models) < self._workers and all(model.tasks for model in self._models):
+            gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / self._workers)
+            self._models.append(_Model(self._actor(_ModelActor, num_gpus=gpus)))
+        return min(self._models, key=lambda model: len(model.tasks))
 
     def _actor(self, code: type, **options: Any) -> Any:
-        made = ray.remote(code).options(num_cpus=ACTOR_CPUS, max_restarts=STRIKES, max_task_retries=STRIKES - 1, **options)
-        return made.remote(self._root, self._attempt)
-
-    def _model_actor(self) -> tuple[Any, list[Any]]:
-        """The least busy of the model actors, or a new one while there may be more."""
-        if len(self._models) < self._workers and all(busy for _, busy in self._models):
-            gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / self._workers)
-            self._models.append((self._actor(_ModelActor, num_gpus=gpus), []))
-        return min(self._models, key=lambda pair: len(pair[1]))
+        made = ray.remote(code).options(num_cpus=ACTOR_CPUS, max_restarts=-1, max_task_retries=STRIKES - 1, **options)
+        return made.remote(*self._place)
 
 
 def _connect(on: str, workers: int) -> None:
-    env = {**dict.fromkeys(THREADS, "1"), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    where: dict[str, Any] = {"num_cpus": workers + 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    if on != "ray":
-        where = {"address": on}
+    """Start a Ray of our own, or join one. Raises UserError where there is none."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if on == "ray":
+        with _environment({**_own_environment(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                           "RAY_task_oom_retries": str(STRIKES - 1)}):
+            ray.init(num_cpus=workers + 1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, log_to_driver=False,
+                     configure_logging=False)
+        return
     try:
-        ray.init(**where, runtime_env={"env_vars": env}, log_to_driver=False, configure_logging=False, logging_level="ERROR")
+        ray.init(on, runtime_env={"env_vars": _own_environment()}, log_to_driver=False, configure_logging=False)
     except (ConnectionError, TimeoutError, ValueError) as error:
         raise UserError(f"--on {on}: no Ray there ({error})") from None
 
+
+def _own_environment() -> dict[str, str]:
+    """What workers need that Ray does not give them: one thread a library, and the way to code that is not installed."""
+    usual = (sysconfig.get_path("stdlib"), site.getusersitepackages(), *site.getsitepackages())
+    places = [p for p in sys.path if os.path.isdir(p) and not p.startswith(usual)]
+    return {**dict.fromkeys(THREADS, "1"), "PYTHONPATH": os.pathsep.join(places)}
+
+
+@contextmanager
+def _environment(added: dict[str, str]) -> Iterator[None]:
+    """Variables that the processes started inside the block get, and this one has only for so long."""
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

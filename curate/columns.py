@@ -199,3 +199,8 @@ def chunk_of_objects(objects: Sequence[Mapping[str, Any]], errors: dict[int, str
 def clean(name: str) -> str:
     """A column name without what no Arrow schema can hold."""
     return LONE_SURROGATE.sub("\ufffd", name)
+
+
+def nfc(texts: pa.Array) -> pa.Array:
+    """Texts in Unicode's composed form. Marks after the 16th on a letter are cut: to bring many in order takes quadratic time."""
+    return pc.utf8_normalize(pc.replace_substring_regex(texts, r"(\p{M}{16})\p{M}+", r"\1"), form="NFC")

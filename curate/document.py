@@ -9,6 +9,7 @@ import yaml
 from curate.errors import UserError, did_you_mean
 
 TOP_KEYS = ("source", "steps", "shards", "train", "loop")
+LOOP_KEYS = ("trainings", "promote_if", "truth", "mismatched")
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
@@ -41,11 +42,12 @@ def override(document: dict[str, Any], text: str) -> None:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:
         raise UserError(f"--set {text}: '{raw}' is not YAML") from None
-    if path[0] in TOP_KEYS and path[0] != "steps":
-        _put(document, path, value, text)
-        return
     steps: list[Any] = document["steps"] if isinstance(document.get("steps"), list) else []
     found = [i for i, entry in enumerate(steps) if path[0] in _names_of(entry)]
+    meant_for_step = path[0] == "loop" and found and path[1:] and path[1] not in LOOP_KEYS   # `as: loop` is a common name
+    if path[0] in TOP_KEYS and path[0] != "steps" and not meant_for_step:
+        _put(document, path, value, text)
+        return
     if not found:
         names = [n for entry in steps for n in _names_of(entry)] + [k for k in TOP_KEYS if k != "steps"]
         raise UserError(f"--set {text}: no step or key '{path[0]}'{did_you_mean(path[0], names)}")

@@ -1,41 +1,58 @@
-"""The executor for one machine: a few worker processes and one fetcher, each behind a pipe.
+"""The executor for one machine: a few worker processes and one fetcher, each behind a socket.
 
-A worker that dies takes down one task, which is given to a fresh worker; a task that kills three workers stops the run. Workers
-end with their driver, however that ends.
+A process that dies takes its tasks down with it; a fresh one gets them, and a task at whose side three have died stops the run.
+Processes end with their driver, however that ends: nobody else holds the other end of the socket, so it closes.
 """
 
 import asyncio
-import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from curate.errors import CurateError, RunStopped
+from curate.errors import RunStopped
 from curate.measure import Report, Worker
-from curate.work import Fetcher, Kind, Pool, Task, Told, execute
+from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Pool, Task, Told, answer, execute
 
-FETCH_WINDOW = 4
-"""Shards that one fetcher has open at once, so that a slow host at the end of one does not leave it idle."""
-STRIKES = 3
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+LOOK_SECONDS = 5
+"""How often we look for the dead whose socket is still open, because a child of theirs holds it."""
+TELL_SECONDS = 0.5
+
+CODE = ("import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[5:]; "
+        "from curate.local import child; child(*sys.argv[1:5])")
+"""What a process runs. Ctrl-C reaches all of a terminal's processes; the driver alone decides what it means."""
+
+
+def make_pool(root: Path, attempt: str, workers: int) -> Pool:
+    """The pool for `--on local`; without workers everything is done in this process."""
+    return LocalPool(root, attempt, workers) if workers else InProcess(root, attempt)
+
+
+@dataclass
+class _Job:
+    """A task, and how many processes died while they had it."""
+
+    task: Task
+    deaths: int = 0
 
 
 class LocalPool:
-    """`workers` processes and, once something is to be fetched, one fetcher."""
+    """`workers` processes and, once something is to be fetched, one fetcher. They start when there is work for them."""
 
     def __init__(self, root: Path, attempt: str, workers: int) -> None:
-        self._make: Callable[[str], _Process] = lambda kind: _Process(kind, root, attempt)
-        self._limit = workers
+        self._root, self._attempt, self._limit = root, attempt, workers
         self._workers: list[_Process] = []
-        self._fetcher: _Process | None = None
-        self._queue: deque[Task] = deque()
-        self._strikes: Counter[str] = Counter()
+        self._fetchers: list[_Process] = []
+        self._queue: deque[_Job] = deque()
 
     def capacity(self, kind: Kind) -> int:
         """See Pool."""
@@ -43,112 +60,123 @@ class LocalPool:
 
     def submit(self, task: Task) -> None:
         """See Pool."""
-        if task.kind == "fetch":
-            self._fetcher = self._fetcher or self._make("fetch")
-            self._fetcher.send(task)
-        else:
-            self._queue.append(task)
-            self._feed()
+        self._take(_Job(task))
 
     def next(self) -> tuple[Task, Report] | Told:
         """See Pool."""
         while True:
-            for process in self._processes():
-                if process.connection.poll():
-                    answer = self._read(process)
-                    if answer is not None:
-                        return answer
-            wait([p.connection for p in self._processes()] + [p.process.sentinel for p in self._processes()], timeout=5)
-            for process in [p for p in self._processes() if not p.process.is_alive() and not p.connection.poll()]:
-                self._bury(process)
+            processes = [*self._fetchers, *self._workers]
+            ready = wait([p.connection for p in processes], timeout=LOOK_SECONDS)
+            for process in processes:
+                if process.connection in ready:
+                    if (received := self._received(process)) is not None:
+                        return received
+                elif process.dead():
+                    self._bury(process)
 
     def close(self) -> None:
         """See Pool."""
-        for process in self._processes():
+        processes = [*self._fetchers, *self._workers]
+        for process in processes:
+            process.kill()
+        for process in processes:
             process.end()
+        self._queue.clear()
+        self._workers.clear()
+        self._fetchers.clear()
 
-    def _processes(self) -> list["_Process"]:
-        return [*self._workers, *([self._fetcher] if self._fetcher else [])]
+    def _take(self, job: _Job) -> None:
+        if job.task.kind == "fetch":
+            if not self._fetchers:
+                self._fetchers.append(_Process("fetch", self._root, self._attempt))
+            self._fetchers[0].give(job)
+        else:
+            self._queue.append(job)
+            self._feed()
 
     def _feed(self) -> None:
+        """Give what waits to workers that have nothing, or to new ones."""
         while self._queue:
-            idle = next((w for w in self._workers if not w.tasks), None)
-            if idle is None and len(self._workers) < self._limit:
-                idle = self._make("work")
-                self._workers.append(idle)
+            idle = next((w for w in self._workers if not w.jobs), None)
             if idle is None:
-                return
-            idle.send(self._queue.popleft())
+                if len(self._workers) == self._limit:
+                    return
+                idle = _Process("work", self._root, self._attempt)
+                self._workers.append(idle)
+            idle.give(self._queue.popleft())
 
-    def _read(self, process: "_Process") -> tuple[Task, Report] | Told | None:
+    def _received(self, process: "_Process") -> tuple[Task, Report] | Told | None:
+        """What a process says; None where it died, perhaps in the middle of a word."""
         try:
-            kind, *content = process.connection.recv()
-        except (EOFError, ConnectionResetError):
+            number, said = process.connection.recv()
+        except (EOFError, OSError):
             self._bury(process)
             return None
-        if kind == "told":
-            return Told(content[0])
-        if kind == "failed":
-            raise content[0]
-        number, report = content
-        task = process.tasks.pop(number)
+        if isinstance(said, Told):
+            return said
+        if isinstance(said, BaseException):
+            raise said
+        job = process.jobs.pop(number)
         self._feed()
-        return task, report
+        return job.task, said
 
     def _bury(self, process: "_Process") -> None:
-        """A process died: its tasks go to a fresh one, unless they have done so too often."""
-        process.end()
-        lost = list(process.tasks.values())
-        if process is self._fetcher:
-            self._fetcher = None
-        else:
-            self._workers.remove(process)
-        for task in lost:
-            self._strikes[repr(task)] += 1
-            if self._strikes[repr(task)] >= STRIKES:
-                raise RunStopped(f"a worker died {STRIKES} times on {task.name} (killed, or out of memory); "
-                                 "run the same command again, with fewer --workers if memory is short")
-            self.submit(task)
+        """A process died: its tasks go to a fresh one, unless that has happened to them too often."""
+        code = process.end()
+        (self._workers if process in self._workers else self._fetchers).remove(process)
+        for job in process.jobs.values():
+            job.deaths += 1
+            if job.deaths == STRIKES:
+                how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                raise RunStopped(f"a worker died {STRIKES} times on {job.task.name}, at last by {how}; run the same command "
+                                 "again, with fewer --workers if memory is short")
+            self._take(job)
 
 
 class _Process:
-    """One child, the tasks it has, and the pipe to it."""
+    """One process, the jobs it has, and the socket to it."""
 
     def __init__(self, kind: str, root: Path, attempt: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.tasks: dict[int, Task] = {}
-        self._sent = 0
-        target = _fetch_main if kind == "fetch" else _work_main
-        self.process = context.Process(target=target, args=(theirs, root, attempt), daemon=True)
-        before = {name: os.environ.get(name) for name in THREADS}
-        os.environ.update(dict.fromkeys(THREADS, "1"))   # the child's libraries read these when they load
-        self.process.start()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-        theirs.close()
+        self.connection, theirs = Pipe()
+        self.jobs: dict[int, _Job] = {}
+        self._given = 0
+        command = [sys.executable, "-P", "-c", CODE, str(theirs.fileno()), kind, str(root), attempt, *sys.path]
+        environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
+        with theirs:
+            self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
-    def send(self, task: Task) -> None:
-        """Give it a task."""
-        self._sent += 1
-        self.tasks[self._sent] = task
-        with suppress(BrokenPipeError, ConnectionResetError):   # it died: the pool will notice and hand the task on
-            self.connection.send((self._sent, task))
+    def give(self, job: _Job) -> None:
+        """Give it a job."""
+        self._given += 1
+        self.jobs[self._given] = job
+        with suppress(BrokenPipeError, ConnectionResetError):   # it died: the pool will find out and hand the job on
+            self.connection.send((self._given, job.task))
 
-    def end(self) -> None:
-        """End it."""
+    def dead(self) -> bool:
+        """Whether it has ended and has nothing more to say."""
+        return self._process.poll() is not None and not self.connection.poll()
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+
+    def end(self) -> int:
+        """Kill it if it lives, and wait for its end; its exit code, a negative signal where one ended it."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)       # its socket may close a moment before it has its exit code
+        self.kill()
         self.connection.close()
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join()
+        return self._process.wait()
 
 
 class InProcess:
     """Everything in this process, one task at a time: for debugging and tests (`--workers 0`)."""
 
     def __init__(self, root: Path, attempt: str) -> None:
-        self._worker_of = lambda: Worker(root, attempt)
+        self._root, self._attempt = root, attempt
         self._worker: Worker | None = None
+        self._fetcher: Fetcher | None = None
+        self._runner = asyncio.Runner()
         self._queue: deque[Task] = deque()
 
     def capacity(self, kind: Kind) -> int:
@@ -161,102 +189,75 @@ class InProcess:
 
     def next(self) -> tuple[Task, Report] | Told:
         """See Pool."""
-        self._worker = self._worker or self._worker_of()
+        self._worker = self._worker or Worker(self._root, self._attempt)
         task = self._queue.popleft()
-        if task.kind == "fetch":
-            return task, asyncio.run(_fetch_once(self._worker, task))
-        return task, execute(self._worker, task)
+        if task.kind != "fetch":
+            return task, execute(self._worker, task)
+        self._fetcher = self._fetcher or Fetcher(self._worker)
+        return task, self._runner.run(self._fetcher.fetch_shard(task, lambda _: None))
 
     def close(self) -> None:
         """See Pool."""
         self._queue.clear()
+        if self._fetcher:
+            self._runner.run(self._fetcher.close())
+        self._runner.close()
 
 
-def make_pool(root: Path, attempt: str, workers: int) -> Pool:
-    """The pool for `--on local`."""
-    return LocalPool(root, attempt, workers) if workers else InProcess(root, attempt)
-
-
-async def _fetch_once(worker: Worker, task: Task) -> Report:
-    fetcher = Fetcher(worker)
-    try:
-        return await fetcher.fetch_shard(task, lambda _: None)
-    finally:
-        await fetcher.close()
-        worker.forget_instances()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def failure(error: BaseException) -> BaseException:
-    """What travels back: our own errors as they are, anything else with its traceback in words."""
-    if isinstance(error, CurateError):
-        return error
-    return RuntimeError("a worker failed:\n" + "".join(traceback.format_exception(error)))
-
-
-def _work_main(connection: Connection, root: Path, attempt: str) -> None:
-    _die_with_parent()
-    worker = Worker(root, attempt)
+def child(handle: str, kind: str, root: str, attempt: str) -> None:
+    """What a process of the pool does: tasks in, answers out, until the driver is gone."""
+    connection = Connection(int(handle))
+    if kind == "fetch":
+        asyncio.run(_fetch(connection, Path(root), attempt))
+    tasks: SimpleQueue[tuple[int, Task]] = SimpleQueue()
+    _listen(connection, tasks.put)
+    worker = Worker(Path(root), attempt)
     while True:
+        number, task = tasks.get()
+        _say(connection, number, answer(worker, task))
+
+
+def _say(connection: Connection, number: int, said: Report | BaseException | Told) -> None:
+    try:
+        connection.send((number, said))
+    except OSError:
+        os._exit(1)     # the driver is gone
+
+
+def _listen(connection: Connection, take: Callable[[Any], object]) -> None:
+    """Take what comes, in a thread; when the driver is gone, so are we, in the middle of whatever it is."""
+    def listen() -> None:
         try:
-            number, task = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(("done", number, execute(worker, task)))
-        except BaseException as error:  # noqa: BLE001  it is raised again in the driver
-            connection.send(("failed", failure(error)))
+            while True:
+                take(connection.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True, name="driver").start()
 
 
-def _fetch_main(connection: Connection, root: Path, attempt: str) -> None:
-    _die_with_parent()
-    asyncio.run(_serve_fetches(connection, Fetcher(Worker(root, attempt))))
+async def _fetch(connection: Connection, root: Path, attempt: str) -> None:
+    """Run fetch tasks side by side as they come, and tell now and then how images ended."""
+    loop, tasks = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Task]]()
+    _listen(connection, lambda message: loop.call_soon_threadsafe(tasks.put_nowait, message))
+    fetcher, statuses = Fetcher(Worker(root, attempt)), Counter[str]()
 
+    def tell() -> None:
+        if statuses:
+            _say(connection, 0, Told(statuses.copy()))
+            statuses.clear()
 
-async def _serve_fetches(connection: Connection, fetcher: Fetcher) -> None:
-    """Take tasks from the pipe as they come, run them side by side, tell of progress twice a second."""
-    statuses: Counter[str] = Counter()
-    running: set[asyncio.Task[None]] = set()
+    async def tell_on() -> None:
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            tell()
 
     async def one(number: int, task: Task) -> None:
-        try:
-            report = await fetcher.fetch_shard(task, lambda status: statuses.update((status,)))
-            _tell(connection, statuses)
-            connection.send(("done", number, report))
-        except BaseException as error:  # noqa: BLE001  it is raised again in the driver
-            connection.send(("failed", failure(error)))
+        report = await fetcher.answer(task, lambda status: statuses.update((status,)))
+        tell()
+        _say(connection, number, report)
 
-    loop = asyncio.get_running_loop()
-    while True:
-        message = await loop.run_in_executor(None, _receive, connection)
-        if message is None:
-            break
-        if message:
-            started = asyncio.create_task(one(*message))
-            running.add(started)
-            started.add_done_callback(running.discard)
-        _tell(connection, statuses)
-
-
-def _receive(connection: Connection) -> Any:
-    """The next (number, task), () after half a second without one, None when the driver is gone."""
-    try:
-        return connection.recv() if connection.poll(0.5) else ()
-    except (EOFError, OSError):
-        return None
-
-
-def _tell(connection: Connection, statuses: Counter[str]) -> None:
-    if statuses:
-        connection.send(("told", Counter(statuses)))
-        statuses.clear()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(tell_on())
+        while True:
+            group.create_task(one(*await tasks.get()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from curate.document import LOOP_KEYS
 from curate.errors import UserError, did_you_mean
 from curate.keep import Keep, parse
 from curate.locations import matching_files
@@ -42,12 +43,11 @@ def loop_settings(value: Any, stages: Sequence[Stage], path: Path, lines: Mappin
 
 
 def _loop(value: Any, holders: Sequence[StepUse], stages: Sequence[Stage], path: Path) -> LoopSettings:
-    known = ("trainings", "promote_if", "truth", "mismatched")
     if not isinstance(value, Mapping):
         raise UserError("'loop:' is a map like {trainings: 2, promote_if: recall_at_10 improves}")
     for key in value:
-        if key not in known:
-            raise UserError(f"loop has no setting '{key}'{did_you_mean(str(key), known)}")
+        if key not in LOOP_KEYS:
+            raise UserError(f"loop has no setting '{key}'{did_you_mean(str(key), LOOP_KEYS)}")
     trainings = value.get("trainings", 1)
     if not isinstance(trainings, int) or isinstance(trainings, bool) or trainings < 1:
         raise UserError(f"loop.trainings: {trainings!r} is not a whole number of 1 or more")

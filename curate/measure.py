@@ -118,10 +118,6 @@ class Worker:
             self._instances[key] = spec.target(**bound.settings) if spec.is_model else None
         return self._instances[key]
 
-    def forget_instances(self) -> None:
-        """Let go of what the steps hold: models, connections."""
-        self._instances.clear()
-
     def run_segment(self, segment: Segment, number: int, retry: bool = False) -> Report:
         """Take a shard through a segment, or find that it is through already. `retry` measures quarantined rows again."""
         begin = time.perf_counter()

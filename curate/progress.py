@@ -23,6 +23,10 @@ class Quiet:
         """See Watcher."""
 
 
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
 class Bar(Quiet):
     """A bar for each group of tasks, with the images' rate and their failures by kind."""
 

@@ -1,7 +1,14 @@
-"""`curate shard`: shards from what is there already: a run, tars or a folder of images; all rows, a uid list, an expression."""
+"""`curate shard`: shards from what is there already: a run, tars, or images with captions; all rows, a uid list, an expression.
 
+A row is its uid: of several rows with one uid the first is taken, and once, however often the list names it (DataComp's own
+resharder repeats a sample as often as the list does). Tars and images are read in place; their own uid, if their .json has one,
+stays theirs.
+"""
+
+import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,103 +19,176 @@ import pyarrow.parquet as pq
 from curate import files
 from curate.errors import UserError, did_you_mean
 from curate.keep import Keep, parse
+from curate.locations import TABLES
 from curate.measure import Shard, decide
 from curate.pipeline import OWN_COLUMNS, ShardSettings
 from curate.plan import BoundKeep, Column
 from curate.report import Folder
 from curate.schedule import Tasks, drain
-from curate.shards import UID_PAIR, plan_blocks, uid_pairs, write_manifest
-from curate.source import Source, ingest, parse_source
+from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
+from curate.source import Source, ingest, parse_source, peek
 from curate.store import DROPPED, Store
 from curate.work import Task
+
+WORK = ".curate"
+"""The folder inside the output that holds the lock, and what is known of the source while shards are written."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows come from: a store with its source, the columns there are, and the chain that says which were kept."""
+
+    store: Store
+    source: Source
+    columns: Mapping[str, Column]
+    chain: str = ""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rows: of those a run kept (or all), those in a uid list, those for which an expression is true."""
+    """Which rows: of those a run kept (or all), those in a list of uids, those for which an expression is true."""
 
-    uids: np.ndarray | None
-    keep: Keep | None
-    dropped_too: bool
-
-    def identity(self, chain: str) -> str:
-        """The chain id of this choice made after `chain`."""
-        uids = None if self.uids is None else files.digest(self.uids.tobytes())
-        return files.digest(["shard", chain, uids, self.keep.text if self.keep else None, self.dropped_too])
+    uids: np.ndarray | None = None
+    """sorted, as `uid_bytes` gives them; 16 bytes of memory each"""
+    keep: Keep | None = None
 
 
 def reshard(source: str, out: Path, *, uids: Path | None, where: str | None, rows: int, dropped_too: bool, workers: int,
             attempt: str) -> Iterator[str]:
     """Write the chosen rows of `source` as shards into `out`; lines that say what came out."""
+    wanted = read_uids(uids) if uids else None
+    is_run = (Path(source) / "run.json").exists()
+    if dropped_too and not is_run:
+        raise UserError(f"--dropped-too: {source} is no run, nothing was dropped from it")
+    with _held(out):
+        given = _of_run(Path(source), dropped_too, attempt) if is_run else _of_files(source, out / WORK, attempt)
+        _refuse_itself(given.source, out)
+        keep = parse(where, {n: c.type for n, c in given.columns.items() if not pa.types.is_nested(c.type)}) if where else None
+        with given.store.lock() if is_run else nullcontext():
+            manifest = _pack(given, Choice(wanted, keep), rows, out, workers)
+    yield f"{manifest['rows']:,} of {given.source.num_rows:,} rows in {len(manifest['shards'])} shards: {out}"
+    if given.source.num_repeated:
+        yield f"{given.source.num_repeated:,} rows are left out because an earlier row has the same uid"
+    if wanted is not None and manifest["rows"] < len(wanted):
+        yield f"{len(wanted) - manifest['rows']:,} of the {len(wanted):,} uids have no kept row with an image here"
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Nobody else writes into `out`, which is new or of ours. After a mistake of the user's it is as it was."""
+    if not (out / WORK).exists() and not (out / "manifest.json").exists() and out.exists():
+        foreign = [p.name for p in out.iterdir() if NUMBERED.fullmatch(p.name)]
+        if foreign:
+            raise UserError(f"--out {out} holds '{min(foreign)}', which is not of a set of ours; give a folder of its own")
+    is_new = not out.exists()
+    with Store(out / WORK).lock():
+        try:
+            files.sweep(out)
+            yield
+        except UserError:
+            shutil.rmtree(out if is_new else out / WORK)
+            raise
+        shutil.rmtree(out / WORK)
+
+
+def _pack(given: Rows, choice: Choice, rows: int, out: Path, workers: int) -> dict[str, Any]:
     from curate.local import make_pool
 
-    store, rows_source, columns, chain = _open(source, out, attempt)
-    if "image" not in columns:
-        raise UserError(f"{source} has no images to put into shards")
-    keep = parse(where, {n: c.type for n, c in columns.items() if not pa.types.is_nested(c.type)}) if where else None
-    choice = Choice(read_uids(uids) if uids else None, keep, dropped_too)
-    with store.lock():
-        chosen = choose(store, rows_source, columns, chain, choice)
-        blocks = plan_blocks(store, rows_source, chosen, columns, ShardSettings(rows=rows), out)
-        pool = make_pool(store.root, attempt, workers)
+    chosen = f".shard.{given.store.attempt}{files.TEMPORARY}"     # swept with all temporary files if this is killed
+    try:
+        for number in range(given.source.num_shards):
+            choose(given, choice, number, chosen)
+        blocks = plan_blocks(given.store, given.source, chosen, given.columns, ShardSettings(rows=rows), out)
+        tasks = Tasks([(Task("pack", block, shard=block.index), []) for block in blocks])
+        pool = make_pool(given.store.root, given.store.attempt, min(workers, len(blocks)) if len(blocks) > 1 else 0)
         try:
-            for _ in drain(pool, Tasks([(Task("pack", block, shard=block.index), []) for block in blocks])):
+            for _ in drain(pool, tasks):
                 pass
         finally:
             pool.close()
-        manifest = write_manifest(out, blocks, attempt)
-    yield f"{manifest['rows']:,} of {rows_source.num_rows:,} rows in {len(manifest['shards'])} shards: {out}"
-    if choice.uids is not None and manifest["rows"] < len(choice.uids):
-        yield f"{len(choice.uids) - manifest['rows']:,} of the {len(choice.uids):,} uids have no kept row with an image here"
+        return write_manifest(out, blocks, given.store.attempt)
+    finally:
+        shutil.rmtree(given.store.kept_path(chosen, 0).parent, ignore_errors=True)
 
 
-def choose(store: Store, source: Source, columns: Mapping[str, Column], chain: str, choice: Choice) -> str:
-    """Record which rows are chosen as kept files of a chain of their own; its id."""
-    chosen = choice.identity(chain)
-    image = BoundKeep(2, "", None, {"mask": columns["image"]})
-    for number in range(source.num_shards):
-        if store.has_kept(chosen, number):
-            continue
-        shard = Shard.at(store, source, number, "" if choice.dropped_too else chain)
-        uids = shard.column(columns["uid"])
-        if choice.uids is not None:
-            alive = shard.kept.alive
-            wanted = np.isin(uid_pairs(uids.take(pa.array(alive)).to_pylist()), choice.uids)
-            shard.kept.leave(alive[~wanted], DROPPED, 0)
-        if choice.keep is not None:
-            names = {c for clause in choice.keep.clauses for c in clause.columns}
-            decide(BoundKeep(1, "", choice.keep, {n: columns[n] for n in names}), shard)
-        decide(image, shard)
-        store.write_kept(chosen, number, shard.kept, uids)
-    return chosen
+def choose(given: Rows, choice: Choice, number: int, chosen: str) -> None:
+    """Record which rows of a source shard are chosen, as the kept file of a chain of its own."""
+    shard = Shard.at(given.store, given.source, number, given.chain)
+    uids = shard.column(given.columns["uid"])
+    if choice.uids is not None:
+        alive = shard.kept.alive
+        shard.kept.leave(alive[~_is_in(uid_bytes(uids.take(pa.array(alive)).to_pylist()), choice.uids)], DROPPED, 0)
+    if choice.keep is not None:
+        names = {c for clause in choice.keep.clauses for c in clause.columns}
+        decide(BoundKeep(1, "", choice.keep, {n: given.columns[n] for n in names}), shard)
+    decide(BoundKeep(2, "", None, {"mask": given.columns["image"]}), shard)
+    given.store.write_kept(chosen, number, shard.kept, uids)
+
+
+def _is_in(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of `values` stand in the sorted `among`."""
+    if not len(among):
+        return np.zeros(len(values), bool)
+    where = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    found: np.ndarray = among[where] == values
+    return found
 
 
 def read_uids(path: Path) -> np.ndarray:
-    """A list of uids as DataComp's pairs: a `.npy` of dtype u8,u8, or the `uid` column of a parquet file."""
-    if not path.exists():
+    """A list of uids, sorted and each once: a `.npy` of DataComp's pairs, or the `uid` column of a parquet file."""
+    if not path.is_file():
         raise UserError(f"no file {path}")
     if path.suffix == ".npy":
         try:
-            pairs = np.load(path, allow_pickle=False)
-        except ValueError as error:
+            pairs = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
             raise UserError(f"{path} is not a numpy array of uids: {error}") from None
-        if pairs.dtype != UID_PAIR:
-            raise UserError(f"{path} holds {pairs.dtype}, a list of uids holds u8,u8 pairs")
-        return np.unique(pairs)
-    names = pq.read_schema(path).names
-    if "uid" not in names:
-        raise UserError(f"{path} has no column 'uid'{did_you_mean('uid', names)}")
-    return np.unique(uid_pairs(pq.read_table(path, columns=["uid"], partitioning=None)["uid"].to_pylist()))
+        if pairs.dtype != UID_PAIR or pairs.ndim != 1:
+            raise UserError(f"{path} holds {pairs.dtype} of {pairs.ndim} dimensions; a list of uids is one row of u8,u8 pairs")
+        return np.unique(np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8").view(UID_BYTES).reshape(-1))
+    try:
+        names = pq.read_schema(path).names
+        if "uid" not in names:
+            raise UserError(f"{path} has no column 'uid'{did_you_mean('uid', names)}")
+        uids = pq.read_table(path, columns=["uid"], partitioning=None)["uid"].drop_null().cast(pa.string())
+    except pa.ArrowException:
+        raise UserError(f"{path}: --uids takes a .npy of u8,u8 pairs, or a parquet file with a column 'uid' of texts") from None
+    return np.unique(uid_bytes(uids.to_pylist()))
 
 
-def _open(source: str, out: Path, attempt: str) -> tuple[Store, Source, dict[str, Column], str]:
-    if (Path(source) / "run.json").exists():
-        folder = Folder.open(Path(source))
-        return Store(Path(source), attempt), folder.source, folder.columns, folder.chain
-    is_folder = Path(source).is_dir() and not any(Path(source).glob("*.tar"))
-    settings: dict[str, Any] = {"images": source} if is_folder else {"shards": source}
-    store = Store(out / "run", attempt)
-    store.root.mkdir(parents=True, exist_ok=True)
-    rows = ingest(parse_source(settings), store.source, attempt, None)
-    columns = {n: Column(n, t, f"source.{n}") for n, t in {**OWN_COLUMNS, **rows.columns}.items()}
-    return store, rows, columns, ""
+def _of_run(root: Path, dropped_too: bool, attempt: str) -> Rows:
+    folder = Folder.open(root)
+    store, chain = Store(root, attempt), "" if dropped_too else folder.chain
+    if chain and not all(store.has_kept(chain, shard) for shard in range(folder.source.num_shards)):
+        raise UserError(f"{root} is not finished; run its pipeline again first, or take --dropped-too")
+    if "image" not in folder.columns:
+        raise UserError(f"{root} has no images to put into shards")
+    # The source's own record of its types is the exact one.
+    columns = {n: c if c.folder else replace(c, type=folder.source.columns[c.name]) for n, c in folder.columns.items()}
+    return Rows(store, folder.source, columns, chain)
+
+
+def _of_files(source: str, work: Path, attempt: str) -> Rows:
+    """Tars, else a folder or a table of images; read anew, because what an earlier attempt knew may not be true any more."""
+    path = Path(source)
+    is_images = path.suffix in TABLES or (path.is_dir() and not any(path.rglob("*.tar")))
+    settings = _with_own_uids({"images" if is_images else "shards": source})
+    store = Store(work, attempt)
+    shutil.rmtree(store.source, ignore_errors=True)
+    rows = ingest(parse_source(settings), store.source, attempt)
+    return Rows(store, rows, {n: Column(n, t, f"source.{n}") for n, t in {**OWN_COLUMNS, **rows.columns}.items()})
+
+
+def _with_own_uids(settings: dict[str, Any]) -> dict[str, Any]:
+    """`source:` with the uids that tars or a table bring, where they do (DataComp's)."""
+    named = {**settings, "uid": "uid"}
+    try:
+        peek(parse_source(named))
+    except UserError:      # there is none; if anything else is wrong, reading will say it again
+        return settings
+    return named
+
+
+def _refuse_itself(source: Source, out: Path) -> None:
+    if any(Path(part.path).resolve().parent == out.resolve() for part in source.parts if "://" not in part.path):
+        raise UserError(f"--out {out} is where the source's own tars lie; give a folder of its own")

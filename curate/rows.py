@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate import columns
-from curate.columns import Chunk, Unreadable
+from curate.columns import Chunk, Unreadable, nfc
 from curate.locations import Names
 from curate.step import image, string
 
@@ -55,7 +55,7 @@ def _hashed(texts: pa.Array) -> pa.Array:
 
 def _uids(image_ids: pa.Array, captions: pa.Array, file: int, first: int) -> pa.Array:
     """The uids of rows without one of their own. What has no picture to tell it by is told by its place in the source."""
-    texts = pc.utf8_trim_whitespace(pc.utf8_normalize(pc.fill_null(captions, ""), form="NFC"))
+    texts = pc.utf8_trim_whitespace(nfc(pc.fill_null(captions, "")))
     uids = _hashed(pc.binary_join_element_wise(image_ids, texts, "\0"))
     if not image_ids.null_count:
         return uids

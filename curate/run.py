@@ -47,6 +47,10 @@ class Outcome:
     manifest: dict[str, Any] | None = None
     unfinished: str = ""
 
+    def data_digest(self, source: Source) -> str:
+        """The identity of the rows kept at the end: of the source, and of all that was decided."""
+        return files.digest([source.digest, self.chain])
+
 
 @dataclass
 class Run:

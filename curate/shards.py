@@ -1,27 +1,32 @@
 """Finished shards: tars and parquet as img2dataset and webdataset write them, and a manifest that proves what they hold.
 
     00000.tar        <key>.jpg <key>.txt <key>.json a row; the key is the uid, so no number depends on what was filtered
-    00000.parquet    the same rows in the same order, all scalar columns
-    00000_stats.json counts, and the content key by which a second run sees that nothing changed
-    manifest.json    written last: sha256, rows and uid digest a shard
+    00000.parquet    the same rows in the same order, and the same columns as the .json
+    00000_stats.json counts as img2dataset's, and the content key by which a second run sees that nothing changed
+    manifest.json    sha256 of every file, rows and uid digest a shard; removed first, written last: where it is, the set is whole
 
 Rows are packed inside fixed blocks of source shards, in source order: a row healed or removed rewrites its block, not the set.
 """
 
+import bisect
+import functools
 import hashlib
+import itertools
 import json
+import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from curate import files, images
+from curate import files, images, step
+from curate.errors import RunStopped
 from curate.measure import Report, Shard, Worker
 from curate.pipeline import ShardSettings
 from curate.plan import Column
@@ -30,158 +35,128 @@ from curate.store import Store, alive_digest
 from curate.tar import BadTar, TarWriter, members
 
 LAYOUT = 1
+NUMBERED = re.compile(r"\d{5,}(\.tar|\.parquet|_stats\.json)")
+"""The files of a set of shards, but for its manifest."""
+UID_PAIR = np.dtype("u8,u8")
+"""DataComp's form of a uid: the two halves of its 32 hex digits."""
+UID_BYTES = np.dtype("S16")
+"""The same as 16 bytes, which sort alike and compare fast."""
+_HEX = re.compile(r"[0-9a-f]{32}")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 @dataclass(frozen=True)
-class Block:
-    """A run of source shards that is packed by itself into tars numbered from `number`."""
+class Tar:
+    """What one numbered tar holds: `rows` alive rows, from the one after `skip` of source shard `first` on."""
 
-    index: int
+    number: int
     first: int
     stop: int
-    number: int
-    tars: int
+    skip: int
     rows: int
-    chain: str
     content: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring tars that one task writes."""
+
+    index: int
+    tars: tuple[Tar, ...]
+    chain: str
     columns: tuple[tuple[str, Column], ...]
     folder: Path
 
     @property
     def label(self) -> str:
         """What messages call it."""
-        return f"block {self.index}"
+        return f"shards {self.tars[0].number} to {self.tars[-1].number}"
 
 
-def scalar_columns(columns: Mapping[str, Column]) -> tuple[tuple[str, Column], ...]:
-    """The columns that go into shards: no vectors, no image references."""
-    return tuple((n, c) for n, c in columns.items() if not pa.types.is_nested(c.type))
+def packed_columns(columns: Mapping[str, Column]) -> tuple[tuple[str, Column], ...]:
+    """The columns that go into shards: all but vectors and image references.
+
+    `key` is ours here; what a source calls so is `source_key`, unless it has that from shards that were packed before.
+    """
+    chosen = {n: c for n, c in columns.items() if c.type != step.image and not _is_vector(c.type)}
+    return tuple(("source_key" if n == "key" else n, c) for n, c in chosen.items() if n != "key" or "source_key" not in chosen)
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
 def plan_blocks(store: Store, source: Source, chain: str, columns: Mapping[str, Column], settings: ShardSettings,
                 folder: Path) -> list[Block]:
     """How the alive rows of a chain are laid out: from the kept files' footers alone."""
+    chosen = packed_columns(columns)
+    made_of = [LAYOUT, dict(source.settings), columns["image"].id, {n: c.id for n, c in chosen}]
+    a_task = max(1, source.settings["shard_rows"] // settings.rows)   # so that not every small tar reads a large source shard
     blocks: list[Block] = []
-    packed = (("image", columns["image"]), *scalar_columns(columns))
     number = 0
-    for index, first in enumerate(range(0, source.num_shards, settings.block)):
-        stop = min(first + settings.block, source.num_shards)
-        alive = [store.kept_footer(chain, shard) for shard in range(first, stop)]
-        tars = -(-sum(n for _, n in alive) // settings.rows)
-        content = files.digest([LAYOUT, index, number, settings.rows, [d for d, _ in alive], {n: c.id for n, c in packed}])
-        blocks.append(Block(index, first, stop, number, tars, settings.rows, chain, content, packed, folder))
-        number += tars
+    for first in range(0, source.num_shards, settings.block):
+        shards = range(first, min(first + settings.block, source.num_shards))
+        tars = list(_tars(store, source, chain, shards, settings.rows, number, made_of))
+        for i in range(0, len(tars), a_task):
+            blocks.append(Block(len(blocks), tuple(tars[i : i + a_task]), chain, (("image", columns["image"]), *chosen), folder))
+        number += len(tars)
     return blocks
 
 
+def _tars(store: Store, source: Source, chain: str, shards: range, rows: int, number: int,
+          made_of: Sequence[Any]) -> Iterator[Tar]:
+    """The tars of one block of source shards. A tar's content key says all that its bytes depend on."""
+    alive = [store.kept_footer(chain, shard) for shard in shards]
+    parts = [source.part(shard) for shard in shards]
+    content = [[digest, part.sha256 or list(part.stamp)] for (digest, _), part in zip(alive, parts, strict=True)]
+    ends = list(itertools.accumulate(n for _, n in alive))
+    for start in range(0, ends[-1], rows):
+        stop = min(start + rows, ends[-1])
+        a, b = bisect.bisect_right(ends, start), bisect.bisect_left(ends, stop) + 1
+        skip = start - (ends[a - 1] if a else 0)
+        key = files.digest([*made_of, skip, stop - start, content[a:b]])
+        yield Tar(number, shards[a], shards[b - 1] + 1, skip, stop - start, key)
+        number += 1
+
+
 def pack_block(worker: Worker, block: Block) -> Report:
-    """Write a block's tars, unless they are there already."""
+    """Write a block's tars but those that are there already. Before the first, the set stops being a whole one."""
     begin = time.perf_counter()
-    numbers = range(block.number, block.number + block.tars)
-    report = Report((block.content,))
-    if not all(_is_packed(block.folder, number, block.content) for number in numbers):
-        rows = _rows(worker, block)
-        for number in numbers:
-            report.measured["shards"] = report.measured.get("shards", 0) + _write_shard(worker, block, number, rows)
+    report = Report((block.index,))
+    missing = [tar for tar in block.tars if not _is_packed(block.folder, tar)]
+    if missing:
+        (block.folder / "manifest.json").unlink(missing_ok=True)
+    alive = functools.lru_cache(maxsize=1)(lambda shard: _alive(worker, block, shard))
+    for tar in missing:
+        try:
+            _write_tar(worker, block.folder, tar, _tables(tar, alive))
+        except OSError as error:
+            raise RunStopped(f"cannot write {block.folder}/{tar.number:05d}.tar: {error}; run the same command again") from error
+    report.measured["shards"] = sum(tar.rows for tar in missing)
     report.seconds = time.perf_counter() - begin
     return report
 
 
-def write_manifest(folder: Path, blocks: Sequence[Block], attempt: str) -> dict[str, Any]:
-    """Remove what is no longer part of the set, then commit it: the manifest is written last."""
-    total = blocks[-1].number + blocks[-1].tars if blocks else 0
-    listed = [files.read_json(folder / f"{n:05d}_stats.json") for n in range(total)]
-    keep = {f"{n:05d}" for n in range(total)}
-    for path in folder.glob("[0-9]*") if folder.exists() else ():
-        if re.match(r"\d+", path.name)[0] not in keep:  # type: ignore[index]
-            path.unlink()
-    manifest = {
-        "layout": LAYOUT,
-        "rows": sum(s["count"] for s in listed),
-        "columns": [name for name, _ in blocks[0].columns if name != "image"] if blocks else [],
-        "shards": [{k: s[k] for k in ("file", "rows", "bytes", "sha256", "parquet_sha256", "uid_digest")} for s in listed],
-    }
-    files.write_json(folder / "manifest.json", manifest, attempt)
-    return manifest
+def _is_packed(folder: Path, tar: Tar) -> bool:
+    path, parquet, stats_path = _files_of(folder / f"{tar.number:05d}.tar")
+    stats = files.read_json(stats_path, {})
+    return stats.get("content") == tar.content and parquet.exists() and path.exists() and path.stat().st_size == stats["bytes"]
 
 
-def verify(folder: Path) -> Iterator[str]:
-    """What is wrong with a set of shards, one line each: re-hash every file, re-read every member. Nothing for a whole set."""
-    manifest = files.read_json(folder / "manifest.json")
-    if manifest is None:
-        yield f"{folder}: no manifest.json: the set was never finished"
-        return
-    for entry in manifest["shards"]:
-        yield from _verify_shard(folder, entry)
-    listed = {s["file"] for s in manifest["shards"]}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
-            yield f"{path}: not in the manifest"
+def _alive(worker: Worker, block: Block, number: int) -> pa.Table:
+    shard = Shard.at(worker.store, worker.source, number, block.chain)
+    index = pa.array(shard.kept.alive)
+    return pa.table({name: shard.column(ref).take(index) for name, ref in block.columns})
 
 
-def write_subset(store: Store, source: Source, chain: str, columns: Mapping[str, Column], folder: Path) -> int:
-    """`shards: none`: the alive rows as one table (subset.parquet) and DataComp's sorted `u8,u8` array of their uids."""
-    import pyarrow.parquet as pq
-
-    chosen = scalar_columns(columns)
-    uids: list[np.ndarray] = []
-    schema = pa.schema([(name, ref.type) for name, ref in chosen])
-    with files.atomic(folder / "subset.parquet", store.attempt) as file, \
-            pq.ParquetWriter(file, schema, compression="zstd") as out:
-        for number in range(source.num_shards):
-            shard = Shard.at(store, source, number, chain)
-            alive = pa.array(shard.kept.alive)
-            table = pa.table({name: shard.column(ref).take(alive) for name, ref in chosen}, schema=schema)
-            out.write_table(table)
-            uids.append(uid_pairs(table["uid"].to_pylist()))
-    everything = np.sort(np.concatenate(uids)) if uids else np.empty(0, UID_PAIR)
-    with files.atomic(folder / "subset.npy", store.attempt) as file:
-        np.save(file, everything)
-    return len(everything)
-
-
-UID_PAIR = np.dtype("u8,u8")
-
-
-def uid_pairs(uids: Iterable[str]) -> np.ndarray:
-    """DataComp's form of uids: the two halves of 32 hex digits; a user's uid of another form enters by its hash."""
-    def halves(uid: str) -> tuple[int, int]:
-        text = uid if re.fullmatch(r"[0-9a-f]{32}", uid) else hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()
-        return int(text[:16], 16), int(text[16:], 16)
-    return np.array([halves(uid) for uid in uids], UID_PAIR)
-
-
-def key_of(uid: str) -> str:
-    """The key of a row's members: its uid, or its hash where a dot or slash would break the tar's grouping."""
-    return uid if _PLAIN_KEY.fullmatch(uid) else hashlib.blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _is_packed(folder: Path, number: int, content: str) -> bool:
-    stats = files.read_json(folder / f"{number:05d}_stats.json")
-    if stats is None or stats["content"] != content:
-        return False
-    tar = folder / f"{number:05d}.tar"
-    return tar.exists() and tar.stat().st_size == stats["bytes"] and (folder / f"{number:05d}.parquet").exists()
-
-
-def _rows(worker: Worker, block: Block) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """(scalar values, image reference) of every alive row of a block, one source shard in memory at a time."""
-    for number in range(block.first, block.stop):
-        shard = Shard.at(worker.store, worker.source, number, block.chain)
-        alive = pa.array(shard.kept.alive)
-        if len(alive):
-            columns = {name: _plain(shard.column(ref).take(alive)) for name, ref in block.columns}
-            refs = columns.pop("image")
-            for i, ref in enumerate(refs):
-                yield {name: values[i] for name, values in columns.items()}, ref
-
-
-def _plain(column: pa.Array) -> list[Any]:
-    """Python values; a float32 as its shortest decimal, not as the double it widens to."""
-    if column.type == pa.float32():
-        return [None if v is None else float(str(np.float32(v))) for v in column.to_pylist()]
-    return list(column.to_pylist())
+def _tables(tar: Tar, alive: Callable[[int], pa.Table]) -> Iterator[pa.Table]:
+    """The rows of a tar, one source shard in memory at a time."""
+    skip, left = tar.skip, tar.rows
+    for number in range(tar.first, tar.stop):
+        table = alive(number)[skip : skip + left]
+        skip, left = 0, left - len(table)
+        yield table
 
 
 class _Hashing:
@@ -197,55 +172,175 @@ class _Hashing:
         return self._file.write(data)
 
 
-def _write_shard(worker: Worker, block: Block, number: int, rows: Iterator[tuple[dict[str, Any], Mapping[str, Any]]]) -> int:
-    """One tar of up to `block.rows` rows, its parquet and its stats; how many rows it holds."""
-    root, attempt = worker.store.root, worker.store.attempt
-    name = block.folder / f"{number:05d}"
-    table_rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        out = _Hashing(stack.enter_context(files.atomic(name.with_suffix(".tar"), attempt)))
-        tar = TarWriter(out)  # type: ignore[arg-type]
-        for values, ref in rows:
-            data, key = images.read(ref, root), key_of(values["uid"])
-            tar.add(f"{key}.{images.extension(data)}", data)
-            tar.add(f"{key}.txt", (values["caption"] or "").encode("utf-8", "surrogatepass"))
-            tar.add(f"{key}.json", json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-            table_rows.append({"key": key, **values})
-            if len(table_rows) == block.rows:
-                break
-        tar.close()
-    schema = pa.schema([("key", pa.string()), *((n, c.type) for n, c in block.columns if n != "image")])
-    files.write_table(name.with_suffix(".parquet"), pa.Table.from_pylist(table_rows, schema), attempt)
-    stats = {
-        "file": f"{number:05d}.tar", "rows": len(table_rows), "count": len(table_rows), "successes": len(table_rows),
-        "bytes": out.bytes, "sha256": out.sha256.hexdigest(), "parquet_sha256": files.file_digest(name.with_suffix(".parquet")),
-        "uid_digest": alive_digest(pa.array([r["uid"] for r in table_rows], pa.string())), "content": block.content,
-    }
-    files.write_json(block.folder / f"{number:05d}_stats.json", stats, attempt)
-    return len(table_rows)
+def _write_tar(worker: Worker, folder: Path, tar: Tar, tables: Iterator[pa.Table]) -> None:
+    """One tar, its parquet and its stats. The stats go first and come last: while they are there, they tell the truth."""
+    path, parquet, stats = _files_of(folder / f"{tar.number:05d}.tar")
+    attempt = worker.store.attempt
+    stats.unlink(missing_ok=True)
+    with files.atomic(path, attempt) as file:
+        out = _Hashing(file)
+        writer = TarWriter(out)  # type: ignore[arg-type]
+        rows = pa.concat_tables([_write_rows(writer, table, worker.store.root) for table in tables])
+        writer.close()
+    files.write_table(parquet, rows, attempt)
+    files.write_json(stats, {
+        "file": path.name, "rows": tar.rows, "count": tar.rows, "successes": tar.rows, "failed_to_download": 0,
+        "failed_to_resize": 0, "status_dict": {"success": tar.rows}, "bytes": out.bytes, "sha256": out.sha256.hexdigest(),
+        "parquet_sha256": files.file_digest(parquet), "uid_digest": alive_digest(rows["uid"]), "content": tar.content}, attempt)
 
 
-def _verify_shard(folder: Path, entry: Mapping[str, Any]) -> Iterator[str]:
-    import pyarrow.parquet as pq
+def _write_rows(writer: TarWriter, table: pa.Table, root: Path) -> pa.Table:
+    """Three members a row; the rows as they stand in the parquet file."""
+    refs, table = table["image"].to_pylist(), table.drop_columns("image")
+    keys = [key_of(uid) for uid in table["uid"].to_pylist()]
+    table = table.add_column(0, "key", pa.array(keys, pa.string()))
+    rows = zip(*(_plain(column) for column in table.columns), strict=True)
+    for key, ref, caption, row in zip(keys, refs, table["caption"].to_pylist(), rows, strict=True):
+        data = images.read(ref, root)
+        meta = json.dumps(dict(zip(table.column_names, row, strict=True)), ensure_ascii=False, default=_text)
+        writer.add(f"{key}.{images.extension(data)}", data)
+        writer.add(f"{key}.txt", (caption or "").encode())
+        writer.add(f"{key}.json", meta.encode())
+    return table
 
-    path = folder / entry["file"]
-    if not path.exists():
-        yield f"{path}: missing"
-        return
-    if files.file_digest(path) != entry["sha256"]:
-        yield f"{path}: sha256 differs from the manifest"
-        return
-    parquet = path.with_suffix(".parquet")
-    if not parquet.exists() or files.file_digest(parquet) != entry["parquet_sha256"]:
-        yield f"{parquet}: missing, or sha256 differs from the manifest"
-        return
+
+def _plain(column: pa.ChunkedArray) -> list[Any]:
+    """A column for JSON: a float32 as its shortest decimal, not as the double it widens to; what is no number there as null."""
+    if pa.types.is_nested(column.type):
+        return [_finite(v) for v in column.to_pylist()]
+    if not pa.types.is_floating(column.type):
+        return list(column.to_pylist())
+    values = column.to_numpy()
+    if column.type == pa.float64():
+        return [v if math.isfinite(v) else None for v in values.tolist()]
+    return [float(str(v)) if math.isfinite(v) else None for v in values]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    """What JSON has no form for: bytes as hex; dates, times and decimals as Python writes them."""
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def key_of(uid: str) -> str:
+    """The key of a row's members: its uid, or its hash where a dot or slash would break the tar's grouping."""
+    return uid if _PLAIN_KEY.fullmatch(uid) else hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()
+
+
+def _files_of(tar: Path) -> tuple[Path, Path, Path]:
+    return tar, tar.with_suffix(".parquet"), tar.with_name(f"{tar.stem}_stats.json")
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if NUMBERED.fullmatch(p.name)) if folder.exists() else []
+
+
+def write_manifest(folder: Path, blocks: Sequence[Block], attempt: str) -> dict[str, Any]:
+    """Remove what is no longer part of the set, then commit it: the manifest is written last, and only if it changes."""
+    tars = [folder / f"{tar.number:05d}.tar" for block in blocks for tar in block.tars]
+    expected = {path for tar in tars for path in _files_of(tar)}
+    for path in _numbered(folder):
+        if path not in expected:
+            (folder / "manifest.json").unlink(missing_ok=True)
+            path.unlink()
+    shards = [_entry(_files_of(tar)[2]) for tar in tars]
+    columns = ["key", *(n for n, _ in blocks[0].columns if n != "image")] if blocks else []
+    manifest = {"layout": LAYOUT, "rows": sum(s["rows"] for s in shards), "columns": columns, "shards": shards}
+    manifest["digest"] = files.digest(manifest)
+    if files.read_json(folder / "manifest.json") != manifest:
+        files.write_json(folder / "manifest.json", manifest, attempt)
+    return manifest
+
+
+def _entry(stats: Path) -> dict[str, Any]:
+    content = files.read_json(stats)
+    keys = ("file", "rows", "bytes", "sha256", "parquet_sha256", "uid_digest")
+    return {**{k: content[k] for k in keys}, "stats_sha256": files.file_digest(stats)}
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """What is wrong with a set of shards, one line each: re-hash every file, re-read every member. Nothing for a whole set."""
+    path = folder / "manifest.json"
     try:
-        with open(path, "rb") as file:
-            keys = [m.name.partition(".")[0] for m in members(file)]
+        manifest = files.read_json(path)
+    except ValueError:
+        manifest = {}
+    if manifest is None:
+        yield f"{folder}: no manifest.json: the set was never finished"
+        return
+    if not isinstance(manifest, dict) or manifest.pop("digest", "") != files.digest(manifest):
+        yield f"{path}: not as it was written"
+        return
+    expected: set[Path] = set()
+    for entry in manifest["shards"]:
+        found = _files_of(folder / entry["file"])
+        expected.update(found)
+        yield from _verify_shard(entry, found)
+    yield from (f"{path}: not in the manifest" for path in _numbered(folder) if path not in expected)
+
+
+def _verify_shard(entry: Mapping[str, Any], found: tuple[Path, Path, Path]) -> Iterator[str]:
+    wrong = list(_verify_files(entry, found))
+    yield from wrong
+    if wrong:
+        return
+    tar, parquet, _ = found
+    try:
+        with open(tar, "rb") as file:
+            keys = list(dict.fromkeys(m.name.partition(".")[0] for m in members(file)))
     except BadTar as error:
-        yield f"{path}: {error}"
+        yield f"{tar}: {error}"
         return
     table = pq.read_table(parquet, columns=["key", "uid"], partitioning=None)
-    same_uids = alive_digest(table["uid"].combine_chunks()) == entry["uid_digest"]
-    if list(dict.fromkeys(keys)) != table["key"].to_pylist() or not same_uids:
-        yield f"{path}: its rows are not those of the manifest"
+    same_uids = len(table) == entry["rows"] and alive_digest(table["uid"]) == entry["uid_digest"]
+    if keys != table["key"].to_pylist() or not same_uids:
+        yield f"{tar}: its rows are not those of the manifest"
+
+
+def _verify_files(entry: Mapping[str, Any], found: tuple[Path, Path, Path]) -> Iterator[str]:
+    for path, key in zip(found, ("sha256", "parquet_sha256", "stats_sha256"), strict=True):
+        if not path.exists():
+            yield f"{path}: missing"
+        elif key == "sha256" and path.stat().st_size != entry["bytes"]:
+            yield f"{path}: {path.stat().st_size:,} bytes, the manifest says {entry['bytes']:,}"
+        elif files.file_digest(path) != entry[key]:
+            yield f"{path}: sha256 differs from the manifest"
+
+
+def write_subset(store: Store, source: Source, chain: str, columns: Mapping[str, Column], folder: Path) -> int:
+    """`shards: none`: the alive rows as one table (subset.parquet) and DataComp's sorted `u8,u8` array of their uids.
+
+    Takes 32 bytes of memory a row, for the array, besides one source shard.
+    """
+    chosen = packed_columns(columns)
+    uids = np.empty(sum(store.kept_footer(chain, shard)[1] for shard in range(source.num_shards)), UID_BYTES)
+    schema = pa.schema([(name, ref.type) for name, ref in chosen])
+    at = 0
+    with files.atomic(folder / "subset.parquet", store.attempt) as file, \
+            pq.ParquetWriter(file, schema, compression="zstd") as out:
+        for number in range(source.num_shards):
+            shard = Shard.at(store, source, number, chain)
+            alive = pa.array(shard.kept.alive)
+            table = pa.table({name: shard.column(ref).take(alive) for name, ref in chosen}, schema=schema)
+            out.write_table(table)
+            uids[at : at + len(table)] = uid_bytes(table["uid"].to_pylist())
+            at += len(table)
+    uids.sort()
+    with files.atomic(folder / "subset.npy", store.attempt) as file:
+        np.save(file, uids.view(">u8").astype("<u8").view(UID_PAIR))
+    return at
+
+
+def uid_bytes(uids: Sequence[str]) -> np.ndarray:
+    """The 16 bytes of uids of 32 hex digits, in an order that is DataComp's; a user's uid of another form enters by its hash."""
+    text = "".join(uids)
+    if not re.fullmatch(r"[0-9a-f]*", text) or any(len(uid) != 32 for uid in uids):
+        text = "".join(uid if _HEX.fullmatch(uid) else hashlib.blake2b(uid.encode(), digest_size=16).hexdigest() for uid in uids)
+    return np.frombuffer(bytes.fromhex(text), UID_BYTES)

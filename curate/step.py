@@ -121,7 +121,10 @@ def whole(*, adds: Adds, version: int = 1) -> Callable[[Callable[..., Any]], Cal
 
 
 def fetch(*, adds: Adds, version: int = 1, volatile: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Mark a class whose `async one(url)` answers (values of the added columns but `image`, the bytes to store or None)."""
+    """Mark a class whose `async one(url)` answers (values of the added columns but `image`, the bytes to store or None).
+
+    `async start()` and `async close()`, where it has them, are called in the event loop that uses it.
+    """
     return _mark("fetch", adds=adds, version=version, volatile=frozenset(volatile))
 
 

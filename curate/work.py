@@ -1,10 +1,12 @@
 """What executors carry: a task goes in, a report comes out, the same on every executor.
 
-    execute(worker, task)         a segment of one shard, a barrier, or a block of finished shards
-    await fetch_shard(...)        the network's kind: many at once in one event loop
+    answer(worker, task)            a segment of one shard, a barrier, or a block of finished shards
+    await fetcher.answer(task)      the network's kind: several at once in one event loop
 """
 
+import asyncio
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,12 +17,23 @@ import pyarrow.compute as pc
 
 from curate.barrier import run_barrier
 from curate.collect import collect, discard_parts
+from curate.errors import CurateError
 from curate.measure import Report, Shard, Worker
 from curate.plan import BoundStep, BoundTop, Segment
 from curate.shards import Block, pack_block
 from curate.store import ERROR
 
 Kind = Literal["cpu", "model", "fetch", "whole", "pack"]
+
+STRIKES = 3
+"""So many processes may die on one task before the run stops."""
+FETCH_WINDOW = 4
+"""Shards that one fetcher has open at once, so that a slow host at the end of one does not leave it idle."""
+PART_IMAGES = 256
+"""Images that a fetcher holds unsealed in all its open shards together: what its death costs at most. For a step without
+`part_images` of its own."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""One thread a library in a worker process: the workers are many, and bytes must not depend on their number."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,21 @@ class Pool(Protocol):
         """End all workers."""
 
 
+def answer(worker: Worker, task: Task) -> Report | BaseException:
+    """Do a task in a worker; what stopped it, if something did, to be raised again in the driver."""
+    try:
+        return execute(worker, task)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the driver has to know
+        return failure(error)
+
+
+def failure(error: BaseException) -> BaseException:
+    """What travels back: our own errors as they are, anything else with its traceback in words."""
+    if isinstance(error, CurateError):
+        return error
+    return RuntimeError("a worker failed:\n" + "".join(traceback.format_exception(error)))
+
+
 def execute(worker: Worker, task: Task) -> Report:
     """Do a task in this process."""
     if isinstance(task.what, Segment):
@@ -78,20 +106,33 @@ class Fetcher:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._started: dict[str, Any] = {}
+        self._starting = asyncio.Lock()
 
     async def downloader(self, bound: BoundStep) -> Any:
-        """The running instance of a fetch step."""
-        instance = self.worker.instance(bound)
-        if bound.id not in self._started:
-            self._started[bound.id] = instance
-            await instance.start()
+        """The instance of a fetch step, started."""
+        async with self._starting:
+            if bound.id not in self._started:
+                instance = self.worker.instance(bound)
+                if hasattr(instance, "start"):
+                    await instance.start()
+                self._started[bound.id] = instance
         return self._started[bound.id]
 
     async def close(self) -> None:
         """End their connections."""
         for instance in self._started.values():
-            await instance.close()
+            if hasattr(instance, "close"):
+                await instance.close()
         self._started.clear()
+
+    async def answer(self, task: Task, told: Callable[[str], None]) -> Report | BaseException:
+        """Like `answer`, for a task of the network's kind."""
+        try:
+            return await self.fetch_shard(task, told)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever it is, the driver has to know
+            return failure(error)
 
     async def fetch_shard(self, task: Task, told: Callable[[str], None]) -> Report:
         """Fetch what a shard owns and anybody needs; then the shard is through this segment."""
@@ -107,8 +148,9 @@ class Fetcher:
         if items:
             part = worker.store.next_part(bound.folder, task.shard)
             tar = worker.store.images(bound.folder) / f"{part.stem}.tar"
-            table = await collect(await self.downloader(bound), items, tar, worker.store.root, worker.store.attempt, bound.types,
-                                  progress=told)
+            downloader = await self.downloader(bound)
+            part_images = max(1, getattr(downloader, "part_images", PART_IMAGES) // FETCH_WINDOW)
+            table = await collect(downloader, items, tar, worker.store.root, worker.store.attempt, bound.types, part_images, told)
             table = table.append_column(ERROR, pa.nulls(table.num_rows, pa.string()))
             worker.store.write_part(bound.folder, task.shard, table)
             discard_parts(tar)

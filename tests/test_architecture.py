@@ -17,9 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
     __main__
     cli
+    start
     loop
+    judge
     cluster reshard
     local report card search server progress
+    training pairs
     run
     schedule
     work
@@ -43,7 +46,7 @@ SIDEWAYS: dict[tuple[str, str], str] = {
 }
 """(importer, imported) on the same line, with the reason."""
 
-STEPS_MAY_IMPORT = {"step", "images", "fetch", "index", "errors"}
+STEPS_MAY_IMPORT = {"step", "columns", "images", "fetch", "index", "errors"}
 """What a step may know of `curate`; `train.models` besides, but only inside a function."""
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
@@ -53,8 +56,7 @@ LONG: dict[str, str] = {
 
 BLIND_EXCEPT: dict[str, str] = {
     "curate/measure.py": "whatever a step raises on a row becomes the reason for that row's quarantine",
-    "curate/local.py": "a worker's fault crosses the pipe and is raised again in the driver",
-    "curate/cluster.py": "a worker's fault crosses Ray and is raised again in the driver",
+    "curate/work.py": "a worker's fault travels to the driver and is raised again there",
 }
 """Files that catch everything and do not raise it again there, with the reason. A bare `except:` has none."""
 

@@ -82,14 +82,14 @@ class _Gather(torch.autograd.Function):
     """all_gather whose gradient for a row is the sum of what all processes want of it."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows_ND: Tensor, rank: int, num_ranks: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows_ND: Tensor, rank: int, num_ranks: int) -> Tensor:
         ctx.mine = slice(rank * len(rows_ND), (rank + 1) * len(rows_ND))  # type: ignore[attr-defined]
         parts = [torch.empty_like(rows_ND) for _ in range(num_ranks)]
         torch.distributed.all_gather(parts, rows_ND.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_MD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_MD: Tensor) -> tuple[Tensor, None, None]:
         total = gradient_MD.contiguous().clone()
         torch.distributed.all_reduce(total)
         return total[ctx.mine], None, None  # type: ignore[attr-defined]

@@ -33,8 +33,8 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
         if share > 0:
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((share, decay), []).append(parameter)
-    return torch.optim.AdamW([{"params": found, "weight_decay": decay, "share": share} for (share, decay), found in groups.items()],
-                             lr=config.lr, betas=config.betas, fused=True)
+    settings = [{"params": found, "weight_decay": decay, "share": share} for (share, decay), found in groups.items()]
+    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
 
 
 def learning_rate(step: int, num_steps: int, config: Config) -> float:

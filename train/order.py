@@ -72,7 +72,7 @@ class Order:
 
 def permutation(num: int, seed: int, epoch: int) -> Ints:
     """0 .. num-1 in the order of this epoch."""
-    return np.argsort(bits(SHUFFLE, seed, epoch, np.arange(num, dtype=np.int64)), kind="stable")
+    return np.argsort(bits(SHUFFLE, seed, epoch, np.arange(num, dtype=np.int64)), kind="stable").astype(np.int64)
 
 
 def caption_of(pictures: Ints, first: Ints, seed: int, epoch: int) -> Ints:
@@ -82,4 +82,4 @@ def caption_of(pictures: Ints, first: Ints, seed: int, epoch: int) -> Ints:
     """
     counts = first[pictures + 1] - first[pictures]
     start = (bits(CAPTION, seed, pictures) >> np.uint64(1)).astype(np.int64)
-    return first[pictures] + (start % counts + epoch) % counts
+    return np.asarray(first[pictures] + (start % counts + epoch) % counts, np.int64)

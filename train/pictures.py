@@ -41,6 +41,8 @@ class TrainCrop:
     size: int
     area: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
+    squash: bool = False
+    """the whole picture pressed into a square, for models whose preprocessing does so: `RATIO` is then to the picture's shape"""
 
     @property
     def reduced(self) -> int | None:
@@ -53,8 +55,8 @@ class TrainCrop:
         short = min(picture.size)
         if self.reduced is None or short <= self.reduced:
             return picture
-        scale = self.reduced / short
-        return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+        width, height = (max(1, round(side * self.reduced / short)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.BICUBIC)
 
     def __call__(self, picture: Image.Image, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The crop that five numbers in [0, 1) pick, (size, size, 3)."""
@@ -67,6 +69,8 @@ class TrainCrop:
         low, high = self.area
         area = size[0] * size[1] * (low + (high - low) * draws[0])
         ratio = np.exp(np.log(RATIO[0]) + (np.log(RATIO[1]) - np.log(RATIO[0])) * draws[1])
+        if self.squash:
+            ratio *= size[0] / size[1]
         width, height = min(np.sqrt(area * ratio), size[0]), min(np.sqrt(area / ratio), size[1])
         left, top = (size[0] - width) * draws[2], (size[1] - height) * draws[3]
         return float(left), float(top), float(left + width), float(top + height)

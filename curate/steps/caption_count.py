@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curate.columns import nfc
 from curate.step import Chunks, Operational, int64, whole
 
 COUNTS = """
@@ -49,7 +50,6 @@ def caption_count(caption: Chunks, image_id: Chunks, *,
 
 
 def _folded(texts: pa.Array) -> pa.Array:
-    """Texts as they are compared. Marks after the 16th on one letter are cut: to bring many in order takes quadratic time."""
+    """Texts as they are compared: lower case, single spaces, NFC."""
     words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pc.utf8_lower(texts)))
-    short = pc.replace_substring_regex(pc.binary_join(words, " "), r"(\p{M}{16})\p{M}+", r"\1")
-    return pc.utf8_normalize(short, form="NFC")
+    return nfc(pc.binary_join(words, " "))

@@ -83,7 +83,7 @@ def _open(file: str, on: str, columns: list[str]) -> ds.Dataset:
         raise UserError(f"step 'join': no file {file}")
     text = ds.CsvFileFormat(convert_options=csv.ConvertOptions(column_types={on: string}))
     try:
-        data = ds.dataset(paths, format=text if ".csv" in paths[0] else "parquet")
+        data = ds.dataset(paths, format=text if paths[0].endswith((".csv", ".csv.gz")) else "parquet")
         there = {part.path: part.physical_schema.names for part in data.get_fragments()}
     except pa.ArrowInvalid as error:
         raise UserError(f"step 'join': cannot read {file}: {error}") from None

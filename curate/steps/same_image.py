@@ -22,7 +22,7 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 def same_image(image_id: Chunks, image_sha256: Chunks, pixel_hash: Chunks, phash: Chunks, thumb: Chunks,
                num_pixels: Annotated[Chunks, np.ndarray], *, max_bits: Annotated[int, Field(ge=0, le=8)] = 4,
                max_levels: Annotated[int, Field(ge=0, le=255)] = 24) -> Iterator[dict[str, pa.Array]]:
-    """Whether a kept picture is the same; which, by what (bytes, pixels, phash), and in how many bits of phash it differs, 0 to 8.
+    """Whether a kept picture is the same; which, by what (bytes, pixels, phash), and how many bits of phash lie between, 0 to 8.
 
     Greedy from the largest picture down, equal sizes by image_id: a picture is a copy if a kept one has its bytes, its pixels, or
     a phash at most max_bits away and no value of its 4x4 thumb more than max_levels of 255 away; the nearest is named. So every
@@ -31,8 +31,8 @@ def same_image(image_id: Chunks, image_sha256: Chunks, pixel_hash: Chunks, phash
 
     The cascade and the rule are our choice; COYO-700M (README) takes equal phash only. 4 bits found all of 170 photos again
     after JPEG 30, WebP 50, a quarter of the size or 10 % more light, 98 % after a watermark, 61 % after cropping 2 % of each
-    side; of 6.8 million pairs of different photos none came nearer than 10. Memory: some 500
-    bytes a picture; time: half a minute a million.
+    side; of 6.8 million pairs of different photos none came nearer than 10; of 3.1 million pairs of drawn scenes ten were
+    within 4, and the thumb told all ten apart. A million pictures take 500 MB and half a minute.
     """
     columns = (image_id, image_sha256, pixel_hash, phash, thumb, num_pixels)
     pictures = _ranked([_pictures(*shard) for shard in zip(*columns, strict=True)])

@@ -78,8 +78,10 @@ class _Site:
         return name
 
     def caption(self, shown: Scene) -> str:
-        """A right caption that no other row has, not even with other capitals."""
-        text = next(t for t in captions.phrasings(shown) if captions.plain(t) not in self.captions)
+        """A right caption that no other row has, not even with other capitals, and that passes for English."""
+        for text in captions.phrasings(shown):
+            if captions.plain(text) not in self.captions and captions.language(text) == "en":
+                break
         self.captions.add(captions.plain(text))
         return text
 

@@ -69,6 +69,12 @@ def save_table(path: Path, table: pa.Table) -> None:
     os.replace(new, path)
 
 
+def truth(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The rows of truth.parquet, or those of one kind."""
+    rows: list[dict[str, Any]] = pq.read_table(folder / "truth.parquet").to_pylist()
+    return [row for row in rows if kind in (None, row["kind"])]
+
+
 def pool_for(folder: Path, port: int) -> Path:
     """The pool whose urls name this port: the urls in pool.parquet and truth.parquet are changed where they name another one."""
     plan, pool = load(folder), folder / "pool.parquet"

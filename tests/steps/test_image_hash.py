@@ -74,7 +74,7 @@ def test_equal_pixels_in_other_bytes() -> None:
     scene().save(out, "PNG", compress_level=1)
     values = image_hash([file(scene()), out.getvalue()])
     assert len(set(values["image_sha256"])) == 2
-    assert {name: len(set(values[name])) for name in ("pixel_hash", "phash", "thumb")} == {"pixel_hash": 1, "phash": 1, "thumb": 1}
+    assert [len(set(values[name])) for name in ("pixel_hash", "phash", "thumb")] == [1, 1, 1]
 
 
 def test_the_same_pixels_in_another_shape_are_another_picture() -> None:
@@ -110,12 +110,13 @@ def test_plain_pictures_have_no_noise_in_their_hash() -> None:
 def test_colour_is_in_the_thumb_only() -> None:
     def shirt(colour: str) -> bytes:
         picture = Image.new("RGB", (100, 100), "white")
-        ImageDraw.Draw(picture).polygon([(20, 20), (80, 20), (95, 40), (75, 50), (75, 90), (25, 90), (25, 50), (5, 40)], fill=colour)
+        outline = [(20, 20), (80, 20), (95, 40), (75, 50), (75, 90), (25, 90), (25, 50), (5, 40)]
+        ImageDraw.Draw(picture).polygon(outline, fill=colour)
         return file(picture)
     values = image_hash([shirt("#c02020"), shirt("#205ad0")])
     assert bits(*values["phash"]) <= 4
-    far = np.frombuffer(bytes.fromhex(values["thumb"][0]), np.uint8).astype(int) - np.frombuffer(bytes.fromhex(values["thumb"][1]), np.uint8)
-    assert np.abs(far).max() > 100
+    one, other = (list(bytes.fromhex(thumb)) for thumb in values["thumb"])
+    assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 100
 
 
 def test_one_object_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,106 @@
+"""From a pipeline file to a finished run: opens the folder, picks the executor, runs once or in rounds."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curate import files, progress
+from curate.errors import UserError
+from curate.loop import first_of_loop, run_rounds
+from curate.pipeline import Pipeline, load
+from curate.report import funnel_lines
+from curate.run import Outcome, run
+from curate.store import Store
+from curate.training import Trainer
+from curate.weights import WeightsIds
+from curate.work import Pool
+
+
+def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, until: str | None, part: tuple[int, int] | None,
+          retry: bool, sets: Sequence[str], attempt: str) -> Iterator[str]:
+    """Check the pipeline, hold the folder, run, and say in lines what came out."""
+    _check_on(on)
+    pipeline = load(file, sets, until)
+    store = Store(out, attempt)
+    trainer = _trainer(pipeline, store)
+    with store.lock(f"{part[0]}/{part[1]}" if part else ""):
+        store.probe()
+        if part is None:
+            files.sweep(out)
+        session = Session(store, on, workers, limit, part, retry)
+        trained = ""
+        start_of_loop = first_of_loop(pipeline)
+        if pipeline.loop is None or trainer is None or start_of_loop is None:
+            outcome = session(pipeline, pack=until is None)
+            if trainer is not None and outcome.manifest is not None and pipeline.loop is None:
+                trained = trainer.train_on_shards()
+        else:
+            outcome = run_rounds(pipeline, store, session, trainer, lambda line: print(line, file=sys.stderr))
+    yield from _said(out, session, outcome)
+    if trained:
+        yield f"trained: {out / trained}"
+
+
+@dataclass
+class Session:
+    """What all runs of one command share: folder, executor, options; and what they measured together."""
+
+    store: Store
+    on: str
+    workers: int
+    limit: int | None = None
+    part: tuple[int, int] | None = None
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        self.weights = WeightsIds(self.store)
+        self.measured: dict[str, int] = {}
+
+    def __call__(self, pipeline: Pipeline, *, pack: bool) -> Outcome:
+        """Run a pipeline; the executor lives as long as the run, so that a training has the machine to itself."""
+        watcher = progress.watcher()
+        pool = _pool(self.on, self.store.root, self.store.attempt, self.workers)
+        try:
+            outcome = run(pipeline, self.store, pool, self.weights, watcher, limit=self.limit, part=self.part, retry=self.retry,
+                          pack=pack)
+        finally:
+            pool.close()
+            watcher.close()
+        for name, number in outcome.measured.items():
+            self.measured[name] = self.measured.get(name, 0) + number
+        return outcome
+
+
+def _trainer(pipeline: Pipeline, store: Store) -> Trainer | None:
+    if pipeline.train is None:
+        return None
+    return Trainer(store, pipeline.train, pipeline.loop.model if pipeline.loop else "", pipeline.where("train"))
+
+
+def _said(out: Path, session: Session, outcome: Outcome) -> Iterator[str]:
+    if outcome.unfinished:
+        yield outcome.unfinished
+        return
+    yield from funnel_lines(outcome.funnel)
+    measured = {name: n for name, n in session.measured.items() if n and name != "shards"}
+    yield "measured now: " + (", ".join(f"{name} {n:,}" for name, n in measured.items()) or "nothing")
+    if outcome.manifest is not None:
+        yield f"{outcome.manifest['rows']:,} rows in {len(outcome.manifest['shards'])} shards: {out / 'shards'}"
+    else:
+        yield f"run folder: {out}"
+
+
+def _check_on(on: str) -> None:
+    if on not in ("local", "ray") and not on.startswith("ray://"):
+        raise UserError(f"--on {on}: there is local, ray and ray://HOST:PORT")
+
+
+def _pool(on: str, root: Path, attempt: str, workers: int) -> Pool:
+    if on == "local" or workers == 0:
+        from curate.local import make_pool
+
+        return make_pool(root, attempt, workers)
+    from curate.cluster import RayPool
+
+    return RayPool(root, attempt, workers, on)

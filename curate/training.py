@@ -1,0 +1,123 @@
+"""Training and judging of models, each in a process of its own with fixed threads, through the `train` package.
+
+A training's folder is named by what it depends on, so a loop that is run again finds its models. A process that is killed leaves
+checkpoints; the next one goes on from them.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from curate import files
+from curate.errors import RunStopped, UserError
+from curate.store import Store
+
+
+class Trainer:
+    """Trains one model configuration on different rows of one run."""
+
+    def __init__(self, store: Store, settings: Mapping[str, Any], model: str, where: str) -> None:
+        self._store = store
+        self._settings = {**settings, "model": settings.get("model", model)}
+        self._where = where
+        if model and self._settings["model"] != model:
+            raise UserError(f"train.model is {self._settings['model']}, but the step that the loop trains for has {model}", where)
+        self._check()
+
+    def _check(self) -> None:
+        from train.config import from_mapping
+        from train.errors import ConfigError
+
+        try:
+            config = from_mapping({**self._settings, "data": "checked later"})
+        except ConfigError as error:
+            raise UserError(f"train: {error}", self._where) from None
+        self.config_digest = files.digest(config.identity())
+        self.untrained = f"random:{config.seed}" if config.init is None else config.init
+
+    def train(self, pairs: Path, chain: str) -> str:
+        """The weights (a path below the run's folder) after training on a table of pairs."""
+        name = f"models/{files.digest([self.config_digest, chain])}"
+        settings = {**self._settings, "data": {"table": str(pairs), "root": str(self._store.root)}}
+        return f"{name}/{_apart(_train, settings, self._store.root / name)}"
+
+    def train_on_shards(self) -> str:
+        """The weights after training on the run's finished shards: what `train:` without a loop means."""
+        content = files.file_digest(self._store.shards / "manifest.json")
+        name = f"models/{files.digest([self.config_digest, content])}"
+        settings = {**self._settings, "data": str(self._store.shards / "*.tar")}
+        return f"{name}/{_apart(_train, settings, self._store.root / name)}"
+
+    def recall(self, weights: str, pairs: Path) -> dict[str, float]:
+        """recall_at_1, 5 and 10 of weights on a table of pairs."""
+        return dict(_apart(_recall, self._settings["model"], self._located(weights), pairs, self._store.root))
+
+    def digest(self, weights: str) -> str:
+        """The tensors' hash."""
+        from train.models.weights import weights_digest
+
+        return str(weights_digest(self._settings["model"], self._located(weights)))
+
+    def _located(self, weights: str) -> str:
+        path = self._store.root / weights
+        return str(path) if path.exists() else weights
+
+
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do something in a fresh process: no thread, no memory and no library state of this one."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(work, *arguments).result()
+        except BrokenProcessPool:
+            raise RunStopped("the training process was killed (out of memory?); the same command goes on from its last "
+                             "checkpoint") from None
+
+
+def _recall(model: str, weights: str, pairs: Path, root: Path) -> dict[str, float]:
+    """Both directions' mean recall on a table of pairs."""
+    from train.config import Data
+    from train.data import open_data
+    from train.errors import TrainError
+    from train.evaluate import evaluate_retrieval
+    from train.models.weights import load
+
+    try:
+        found = evaluate_retrieval(load(model, weights), open_data(Data(table=(str(pairs),), root=str(root))))
+    except TrainError as error:
+        raise RunStopped(str(error)) from None
+    return {name: found[name] for name in ("recall_at_1", "recall_at_5", "recall_at_10")}
+
+
+def _train(settings: Mapping[str, Any], out: Path) -> str:
+    """Train; the name of the checkpoint inside `out`."""
+    from train.config import from_mapping
+    from train.errors import TrainError
+    from train.loop import train
+
+    try:
+        result = train(from_mapping(settings), out)
+    except TrainError as error:
+        raise RunStopped(str(error)) from None
+    return str(Path(result.checkpoint).relative_to(out))
+
+
+def evaluate_checkpoint(checkpoint: str, model: str | None, images: Path | None, classes: Path | None,
+                        retrieval: str | None) -> dict[str, float]:
+    """Zero-shot accuracy over `images`, recall over the shards `retrieval`. Raises UserError, or TrainError of `train`."""
+    from train.config import from_mapping
+    from train.evaluate import evaluate
+    from train.models.weights import CARD, load
+
+    card = files.read_json(Path(checkpoint) / CARD, {})
+    name = model or card.get("model")
+    if name is None:
+        raise UserError(f"{checkpoint} does not say which model it is; name it with --model")
+    if images is None and retrieval is None:
+        raise UserError("say what to evaluate on: --images DIR, --retrieval TARS, or both")
+    wanted = {"images": images and str(images), "classes": classes and str(classes), "retrieval": retrieval}
+    settings = {"data": "none", "samples_seen": 1, "eval": {k: v for k, v in wanted.items() if v}}
+    return evaluate(load(name, checkpoint), from_mapping(settings).eval)

@@ -1,0 +1,47 @@
+"""Losses against a naive reference in float64, and across processes that are not there."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from train.losses import clip_loss
+
+
+def naive(image: Tensor, text: Tensor, scale: float) -> float:
+    """Figure 3 of the CLIP paper, one logit at a time."""
+    logits = np.array([[scale * float(i @ t) for t in text] for i in image])
+    rows = [-logits[n, n] + np.log(np.exp(logits[n]).sum()) for n in range(len(logits))]
+    columns = [-logits[n, n] + np.log(np.exp(logits[:, n]).sum()) for n in range(len(logits))]
+    return float((np.mean(rows) + np.mean(columns)) / 2)
+
+
+def embeddings(num: int, seed: int) -> Tensor:
+    found = torch.randn(num, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(found, dim=-1).requires_grad_()
+
+
+def test_equals_the_naive_reference() -> None:
+    image, text = embeddings(7, 0), embeddings(7, 1)
+    loss = clip_loss(image, text, torch.tensor(14.3, dtype=torch.float64))
+    assert loss.item() == pytest.approx(naive(image.detach(), text.detach(), 14.3), rel=1e-12)
+
+
+def test_equal_embeddings_give_the_logarithm_of_the_batch() -> None:
+    same = torch.ones(6, 4, dtype=torch.float64) / 2
+    assert clip_loss(same, same, torch.tensor(10.0)).item() == pytest.approx(np.log(6))
+
+
+def test_shares_of_a_batch_average_to_the_whole() -> None:
+    """What dist.Ranks.gather does, in one process: each share ranks its rows against all."""
+    image, text, scale = embeddings(6, 2), embeddings(6, 3), torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    whole = clip_loss(image, text, scale)
+    parts = []
+    for rank in range(3):
+        mine = slice(2 * rank, 2 * rank + 2)
+        others = iter((image, text))
+        parts.append(clip_loss(image[mine], text[mine], scale, first_row=2 * rank, gather=lambda _, others=others: next(others)))
+    mean = torch.stack(parts).mean()
+    assert mean.item() == pytest.approx(whole.item(), rel=1e-12)
+    for one, all_ in zip(torch.autograd.grad(mean, (image, text, scale)), torch.autograd.grad(whole, (image, text, scale)), strict=True):
+        torch.testing.assert_close(one, all_, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,58 @@
+"""`python -m train FILE [--set key=value] [--out DIR]`, or `torchrun --nproc-per-node N -m train FILE` for several processes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.config import load
+from train.errors import TrainError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the file says; the exit code. A mistake is one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.models:
+            return _list_models()
+        if options.file is None:
+            _parser().error("say which file of settings, or --models")
+        config = load(options.file, options.set)
+        from train.log import Progress
+        from train.loop import train
+
+        def show(progress: Progress) -> None:
+            print(progress.line, flush=True)
+
+        result = train(config, options.out or Path("runs") / options.file.stem, show)
+    except TrainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if os.environ.get("RANK", "0") == "0":
+        for name, value in result.figures.items():
+            print(f"{name}  {value:.4f}")
+        print(f"model: {result.checkpoint}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m train", description="Train a CLIP model on image-text shards.")
+    parser.add_argument("file", type=Path, nargs="?", help="YAML file of settings")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, like lr=1e-3 or eval.every=100")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints, logs and the model (runs/NAME)")
+    parser.add_argument("--models", action="store_true", help="list the models there are")
+    return parser
+
+
+def _list_models() -> int:
+    import open_clip
+
+    import train.models.weights  # noqa: F401  adds ours
+
+    print("\n".join(open_clip.list_models()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

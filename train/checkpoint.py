@@ -1,0 +1,142 @@
+"""Checkpoints: a folder that is there whole or not at all, read by open_clip, with everything a training needs to go on.
+
+    OUT/checkpoints/00000500/   open_clip_model.safetensors  open_clip_config.json  train.json  optimizer.safetensors
+    OUT/model/                  the same without the optimizer: what the training was for, written last
+
+`train.json`: model, step, settings, digests of data, of the initial and of these weights, figures. No pickles, no times.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from train.errors import ConfigError
+from train.files import new_folder, read_json, sweep, write_json
+from train.models.weights import CARD, MODEL_CONFIG, WEIGHTS, Loaded, tensors_digest
+
+OPTIMIZER = "optimizer.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a training is: a checkpoint of another purpose is not gone on from."""
+
+    settings: Mapping[str, Any]
+    init: str
+    """digest of the weights at the start"""
+    data: Mapping[str, Any]
+    """digest, pictures, captions"""
+
+    def card(self, model: str, step: int, samples_seen: int, weights: str, figures: Mapping[str, float]) -> dict[str, Any]:
+        """The content of `train.json`."""
+        return {"format": FORMAT, "model": model, "step": step, "samples_seen": samples_seen, "weights": weights,
+                "init": self.init, "data": dict(self.data), "settings": dict(self.settings), "figures": dict(figures)}
+
+    def check(self, card: Mapping[str, Any], folder: Path) -> None:
+        """Raises ConfigError where the checkpoint in `folder` was made for another purpose."""
+        if card.get("format") != FORMAT:
+            raise ConfigError(f"{folder} is a checkpoint of another version of this program")
+        there: Mapping[str, Any] = card["settings"]
+        differ = [f"{k}: {there.get(k)} there, {self.settings.get(k)} now" for k in sorted({*there, *self.settings})
+                  if there.get(k) != self.settings.get(k)]
+        if card["data"]["digest"] != self.data["digest"]:
+            differ.append("other data")
+        if card["init"] != self.init:
+            differ.append("other initial weights")
+        if differ:
+            raise ConfigError(f"{folder} holds another training ({'; '.join(differ)}); choose another --out, or remove it")
+
+
+def write_model(folder: Path, loaded: Loaded) -> str:
+    """The weights and open_clip's configuration into `folder`; the digest of the weights."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in loaded.model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    settings = loaded.model.visual.preprocess_cfg
+    write_json(folder / MODEL_CONFIG, {"model_cfg": loaded.config, "preprocess_cfg": dict(settings)})
+    if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
+        loaded.tokenizer.save_pretrained(folder)
+    return tensors_digest(tensors)
+
+
+def save(out: Path, step: int, samples_seen: int, loaded: Loaded, optimizer: torch.optim.Optimizer, purpose: Purpose,
+         keep: int) -> Path:
+    """A checkpoint of this step below `out`; all but the last `keep` are removed."""
+    path = out / "checkpoints" / f"{step:08d}"
+    with new_folder(path) as folder:
+        digest = write_model(folder, loaded)
+        save_file(_optimizer_tensors(loaded, optimizer), folder / OPTIMIZER)
+        write_json(folder / CARD, purpose.card(loaded.name, step, samples_seen, digest, {}))
+    for old in _checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def save_model(out: Path, step: int, samples_seen: int, loaded: Loaded, purpose: Purpose, figures: Mapping[str, float]) -> Path:
+    """The finished model in `out/model`, with its figures."""
+    path = out / "model"
+    with new_folder(path) as folder:
+        digest = write_model(folder, loaded)
+        write_json(folder / CARD, purpose.card(loaded.name, step, samples_seen, digest, figures))
+    return path
+
+
+def finished(out: Path, purpose: Purpose) -> dict[str, Any] | None:
+    """The card of the finished model of this training in `out`, or None. Raises ConfigError for another training's."""
+    card = read_json(out / "model" / CARD)
+    if card is not None:
+        purpose.check(card, out / "model")
+    return card
+
+
+def resume(out: Path, loaded: Loaded, optimizer: torch.optim.Optimizer, purpose: Purpose) -> int:
+    """Load the last checkpoint below `out` into model and optimizer; its step, 0 where there is none.
+
+    Raises ConfigError where it belongs to another training.
+    """
+    found = _checkpoints(out)
+    if not found:
+        return 0
+    card = read_json(found[-1] / CARD) or {}
+    purpose.check(card, found[-1])
+    loaded.model.load_state_dict(load_file(found[-1] / WEIGHTS, device=str(loaded.device)))
+    _restore(optimizer, load_file(found[-1] / OPTIMIZER, device=str(loaded.device)), _names(loaded, optimizer))
+    return int(card["step"])
+
+
+def tidy(out: Path) -> None:
+    """Remove what a killed training left half-written."""
+    sweep(out)
+    sweep(out / "checkpoints")
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return sorted(path for path in (out / "checkpoints").glob("[0-9]*") if path.is_dir())
+
+
+def _names(loaded: Loaded, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimizer's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in loaded.model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: Mapping[int, Mapping[str, Tensor]] = optimizer.state_dict()["state"]
+    return {f"{name}:{key}": tensor.detach().cpu().contiguous() for i, name in enumerate(_names(loaded, optimizer))
+            for key, tensor in state.get(i, {}).items()}
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: list[str]) -> None:
+    numbers = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(":")
+        state.setdefault(numbers[name], {})[part] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,181 @@
+"""A name or a file → a model, its preprocessing, its tokenizer and a hash of its tensors.
+
+`pretrained` is a tag of open_clip (`laion2b_s34b_b79k`), a checkpoint folder (ours, or Hugging Face's with
+`open_clip_config.json`), a checkpoint file, or `random` or `random:SEED` for seeded random weights. Nothing is unpickled that
+is more than tensors.
+"""
+
+import hashlib
+import json
+import logging
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from train.errors import WeightsError, did_you_mean
+from train.files import read_json
+
+WEIGHTS, MODEL_CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "train.json"
+"""The files of a checkpoint folder: the first two as open_clip's `local-dir:` reads them, the third is ours."""
+RESIZE = {"curate-conv-64": "squash"}
+"""How our own models take pictures that are not square; a checkpoint folder says it itself."""
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+
+BAD_WEIGHTS = (RuntimeError, ValueError, KeyError, OSError, EOFError, AttributeError, pickle.UnpicklingError, SafetensorError)
+"""What open_clip, torch and safetensors raise on files that are missing, broken, unsafe or another model's."""
+
+open_clip.add_model_config(Path(__file__).parent)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to embed or to train, on its device, in evaluation mode."""
+
+    name: str
+    model: Any
+    """an open_clip module: `encode_image`, `encode_text`, `visual`, `logit_scale`"""
+    preprocess_val: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+    device: torch.device
+    config: dict[str, Any]
+    """open_clip's model_cfg, what `local-dir:` builds the model from"""
+    precision: str = "fp32"
+    """fp32, or bf16 or fp16 for autocast; the weights themselves stay as they are"""
+
+    @property
+    def squash(self) -> bool:
+        """Whether pictures are pressed into a square, not cropped to one."""
+        return bool(self.model.visual.preprocess_cfg["resize_mode"] == "squash")
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the tensors at the first asking; for a model in training ask `tensors_digest`."""
+        return tensors_digest(self.model.state_dict())
+
+
+def load(model: str, pretrained: str, device: str | torch.device = "cpu", precision: str = "fp32") -> Loaded:
+    """The model called `model` with the weights `pretrained`. Raises WeightsError of one line."""
+    folder = Path(pretrained)
+    if (folder / MODEL_CONFIG).is_file():
+        _check_name(folder, model)
+        name, tag = f"local-dir:{folder}", None
+    else:
+        name, tag = _checked(model, pretrained)
+    try:
+        with _quietly(), _seeded(pretrained):
+            net, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag, pretrained_text=False,
+                                                                       image_resize_mode=RESIZE.get(name))
+            tokenizer = open_clip.get_tokenizer(name)
+    except BAD_WEIGHTS as error:
+        raise WeightsError(f"{pretrained}: not weights of {model}: {_one_line(error)}") from None
+    net.visual.to(memory_format=torch.channels_last)
+    return Loaded(model, net.to(device).eval(), preprocess, tokenizer, torch.device(device), open_clip.get_model_config(name), precision)
+
+
+def weights_digest(model: str, pretrained: str) -> str:
+    """The hash of the tensors that `load` would give, as hex; from the file alone where the checkpoint is ours."""
+    folder = Path(pretrained)
+    if (folder / CARD).is_file() and (folder / WEIGHTS).is_file():
+        _check_name(folder, model)
+        return file_digest(folder / WEIGHTS)
+    return load(model, pretrained).digest
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the tensors sorted by name: name, type, shape, bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(_head(name, DTYPES[tensor.dtype], list(tensor.shape)))
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """`tensors_digest` of a safetensors file, without torch. Raises WeightsError where it is none."""
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            for name, entry in sorted(header.items()):
+                start, end = entry["data_offsets"]
+                found.update(_head(name, entry["dtype"], entry["shape"]))
+                file.seek(8 + length + start)
+                data = file.read(end - start)
+                if len(data) != end - start:
+                    raise WeightsError(f"{path}: cut short")
+                found.update(data)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError, OverflowError) as error:
+        raise WeightsError(f"{path}: not a safetensors file: {_one_line(error)}") from None
+    return found.hexdigest()
+
+
+def _head(name: str, dtype: str, shape: list[int]) -> bytes:
+    return f"{name} {dtype} {shape}\n".encode()
+
+
+def _checked(model: str, pretrained: str) -> tuple[str, str | None]:
+    """open_clip's (model name, pretrained) for something that is no checkpoint folder."""
+    if model.startswith("hf-hub:"):
+        return model, None
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():
+        raise WeightsError(f"no model '{model}'{_near(model, open_clip.list_models())}")
+    if re.fullmatch(r"random(:\d+)?", pretrained):
+        return name, None
+    if Path(pretrained).is_file():
+        return name, pretrained
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not open_clip.is_pretrained_cfg(name, pretrained):
+        raise WeightsError(f"no file, checkpoint folder or pretrained tag '{pretrained}' of {model}"
+                           f"{did_you_mean(pretrained, tags)}")
+    return name, pretrained
+
+
+def _near(name: str, known: list[str]) -> str:
+    """A near miss only: open_clip knows some 150 names."""
+    hint = did_you_mean(name, known)
+    return hint if hint.startswith("; did") else "; `python -m train --models` lists them"
+
+
+def _check_name(folder: Path, model: str) -> None:
+    card = read_json(folder / CARD)
+    if card is not None and card["model"] != model:
+        raise WeightsError(f"{folder} is a {card['model']}, not a {model}")
+
+
+@contextmanager
+def _seeded(pretrained: str) -> Iterator[None]:
+    """Random weights come from the seed alone; the caller's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(pretrained.partition(":")[2] or 0) if pretrained.startswith("random") else 0)
+        yield
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without open_clip's remarks to the root logger; its errors arrive as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
