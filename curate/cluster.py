@@ -8,7 +8,9 @@ held whole ones would leave none for tasks and the run would wait for ever. Pixe
 import asyncio
 import logging
 import os
+import signal
 import site
+import socket
 import sys
 import sysconfig
 from collections import Counter, deque
@@ -18,13 +20,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
 from curate.errors import RunStopped, UserError
 from curate.measure import Report, Worker
-from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Task, Told, answer
+from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Task, Told, answer, enlisted
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Reports and tasks are small; a store of Ray's usual size would take memory that steps need."""
@@ -37,7 +40,7 @@ Answer = Report | BaseException
 @lru_cache(1)
 def _worker(root: Path, attempt: str) -> Worker:
     """What a process keeps from task to task: the store, the source."""
-    return Worker(root, attempt)
+    return enlisted(root, attempt)
 
 
 def _run(root: Path, attempt: str, task: Task) -> Answer:
@@ -47,7 +50,7 @@ def _run(root: Path, attempt: str, task: Task) -> Answer:
 
 class _ModelActor:
     def __init__(self, root: Path, attempt: str) -> None:
-        self._worker = Worker(root, attempt)
+        self._worker = enlisted(root, attempt)
 
     def run(self, task: Task) -> Answer:
         return answer(self._worker, task)
@@ -55,7 +58,7 @@ class _ModelActor:
 
 class _FetchActor:
     def __init__(self, root: Path, attempt: str) -> None:
-        self._fetcher = Fetcher(Worker(root, attempt))
+        self._fetcher = Fetcher(enlisted(root, attempt))
         self._statuses: Counter[str] = Counter()
 
     async def run(self, task: Task) -> tuple[Answer, Counter[str]]:
@@ -177,16 +180,29 @@ class RayPool:
 def _connect(on: str, workers: int) -> None:
     """Start a Ray of our own, or join one. Raises UserError where there is none."""
     logging.getLogger("ray").setLevel(logging.ERROR)
+    on_term = signal.getsignal(signal.SIGTERM)
     if on == "ray":
         with _environment({**_own_environment(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
                            "RAY_task_oom_retries": str(STRIKES - 1)}):
-            ray.init(num_cpus=workers + 1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, log_to_driver=False,
-                     configure_logging=False)
-        return
-    try:
-        ray.init(on, runtime_env={"env_vars": _own_environment()}, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, TimeoutError, ValueError) as error:
-        raise UserError(f"--on {on}: no Ray there ({error})") from None
+            ray.init("local", num_cpus=workers + 1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+                     log_to_driver=False, configure_logging=False)
+    else:
+        try:
+            _knock(on)
+            ray.init(on, runtime_env={"env_vars": _own_environment()}, log_to_driver=False, configure_logging=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--on {on}: no Ray there ({getattr(error, 'strerror', None) or error})") from None
+    signal.signal(signal.SIGTERM, on_term)      # Ray puts one of its own in
+
+
+def _knock(on: str) -> None:
+    """Raises OSError where nobody listens, ValueError without a port: Ray itself needs half a minute to find out."""
+    where = urlsplit(on)
+    with suppress(ValueError):
+        if where.hostname and where.port:
+            socket.create_connection((where.hostname, where.port), timeout=10).close()
+            return
+    raise ValueError("no port")
 
 
 def _own_environment() -> dict[str, str]:
@@ -199,13 +215,11 @@ def _own_environment() -> dict[str, str]:
 @contextmanager
 def _environment(added: dict[str, str]) -> Iterator[None]:
     """Variables that the processes started inside the block get, and this one has only for so long."""
-    before = {name: os.environ.get(name) for name in added}
+    before = dict(os.environ)
     os.environ.update(added)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in added:
+            os.environ.pop(name)
+        os.environ.update(before)

@@ -10,10 +10,9 @@ so a kill costs at most `part_images` fetches. Hosts take turns, so one with tho
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -174,23 +173,17 @@ class _Parts:
 
     def compact(self, order: Sequence[str], root: Path) -> pa.Table:
         """One tar of all parts in this order, and the table of it."""
-        name = self._tar_path.relative_to(root).as_posix()
-        with ExitStack() as stack:
-            found = self._write_tar(self._tar_path, self._sealed(order, stack), name)
+        found = self._write_tar(self._tar_path, self._sealed(order), self._tar_path.relative_to(root).as_posix())
         return self._table([{"image_id": i, **self.rows[i], "image": found.get(i)} for i in order])
 
-    def _sealed(self, order: Sequence[str], stack: ExitStack) -> Iterator[tuple[str, bytes]]:
-        """The pictures in the parts; their files stay open until the stack is closed."""
-        opened: dict[str, IO[bytes]] = {}
+    def _sealed(self, order: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The pictures in the parts, each read by opening its part anew: there may be more parts than files we may have open."""
         for image_id in order:
             ref: Any = self.rows[image_id].get("image")
-            if ref is None:
-                continue
-            name = ref["file"]
-            if name not in opened:
-                opened[name] = stack.enter_context(self._tar_path.with_name(name).open("rb"))
-            opened[name].seek(ref["offset"])
-            yield image_id, opened[name].read(ref["length"])
+            if ref is not None:
+                with self._tar_path.with_name(ref["file"]).open("rb") as part:
+                    part.seek(ref["offset"])
+                    yield image_id, part.read(ref["length"])
 
     def _write_tar(self, path: Path, pictures: Iterator[tuple[str, bytes]], name: str) -> dict[str, Row]:
         """Members <image_id>.<ext> in the order given; where each lies, in the file called `name`."""

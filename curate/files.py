@@ -4,36 +4,46 @@ A file is written under a temporary name that carries the run's attempt, synced,
 behind is recognised by that name and swept by the next one.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.errors import RunStopped
+
 TEMPORARY = ".tmp"
+NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 @contextmanager
 def atomic(path: Path, attempt: str) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path`, whole and on disk, when the block ends well; else nothing appears."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A binary file that appears at `path`, whole and on disk, when the block ends well; else nothing appears.
+
+    Raises RunStopped where the disk is full, broken or read-only.
+    """
     temporary = path.parent / f".{path.name}.{attempt}.{os.getpid()}{TEMPORARY}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_PLACE:
+            raise RunStopped(f"cannot write {path}: {error.strerror}; what is written stays") from error
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,10 +55,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(root: Path) -> int:
-    """Remove temporary files of earlier attempts below `root`; how many there were. Only for the holder of the run's lock."""
+def sweep(root: Path, attempt: str = "") -> int:
+    """Remove temporary files below `root`, all of them or an attempt's; how many there were. Only for the holder of the lock."""
+    mark = f".{attempt}" if attempt else ""
     found = [Path(folder) / name for folder, folders, names in os.walk(root) for name in (*names, *folders)
-             if name.startswith(".") and name.endswith(TEMPORARY)]
+             if name.startswith(".") and name.endswith(TEMPORARY) and mark in name]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path)

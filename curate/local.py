@@ -21,7 +21,7 @@ from typing import Any
 
 from curate.errors import RunStopped
 from curate.measure import Report, Worker
-from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Pool, Task, Told, answer, execute
+from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Pool, Task, Told, answer, enlisted, execute
 
 LOOK_SECONDS = 5
 """How often we look for the dead whose socket is still open, because a child of theirs holds it."""
@@ -211,7 +211,7 @@ def child(handle: str, kind: str, root: str, attempt: str) -> None:
         asyncio.run(_fetch(connection, Path(root), attempt))
     tasks: SimpleQueue[tuple[int, Task]] = SimpleQueue()
     _listen(connection, tasks.put)
-    worker = Worker(Path(root), attempt)
+    worker = enlisted(Path(root), attempt)
     while True:
         number, task = tasks.get()
         _say(connection, number, answer(worker, task))
@@ -240,7 +240,7 @@ async def _fetch(connection: Connection, root: Path, attempt: str) -> None:
     """Run fetch tasks side by side as they come, and tell now and then how images ended."""
     loop, tasks = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Task]]()
     _listen(connection, lambda message: loop.call_soon_threadsafe(tasks.put_nowait, message))
-    fetcher, statuses = Fetcher(Worker(root, attempt)), Counter[str]()
+    fetcher, statuses = Fetcher(enlisted(root, attempt)), Counter[str]()
 
     def tell() -> None:
         if statuses:

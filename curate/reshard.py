@@ -61,7 +61,7 @@ def reshard(source: str, out: Path, *, uids: Path | None, where: str | None, row
     if dropped_too and not is_run:
         raise UserError(f"--dropped-too: {source} is no run, nothing was dropped from it")
     with _held(out):
-        given = _of_run(Path(source), dropped_too, attempt) if is_run else _of_files(source, out / WORK, attempt)
+        given = _of_run(Path(source), dropped_too, attempt) if is_run else rows_of_files(source, out / WORK, attempt)
         _refuse_itself(given.source, out)
         keep = parse(where, {n: c.type for n, c in given.columns.items() if not pa.types.is_nested(c.type)}) if where else None
         with given.store.lock() if is_run else nullcontext():
@@ -83,7 +83,8 @@ def _held(out: Path) -> Iterator[None]:
     is_new = not out.exists()
     with Store(out / WORK).lock():
         try:
-            files.sweep(out)
+            for left in out.glob(f".*{files.TEMPORARY}"):
+                left.unlink()
             yield
         except UserError:
             shutil.rmtree(out if is_new else out / WORK)
@@ -138,22 +139,24 @@ def read_uids(path: Path) -> np.ndarray:
     """A list of uids, sorted and each once: a `.npy` of DataComp's pairs, or the `uid` column of a parquet file."""
     if not path.is_file():
         raise UserError(f"no file {path}")
-    if path.suffix == ".npy":
-        try:
-            pairs = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path} is not a numpy array of uids: {error}") from None
-        if pairs.dtype != UID_PAIR or pairs.ndim != 1:
-            raise UserError(f"{path} holds {pairs.dtype} of {pairs.ndim} dimensions; a list of uids is one row of u8,u8 pairs")
-        return np.unique(np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8").view(UID_BYTES).reshape(-1))
     try:
-        names = pq.read_schema(path).names
-        if "uid" not in names:
-            raise UserError(f"{path} has no column 'uid'{did_you_mean('uid', names)}")
-        uids = pq.read_table(path, columns=["uid"], partitioning=None)["uid"].drop_null().cast(pa.string())
-    except pa.ArrowException:
-        raise UserError(f"{path}: --uids takes a .npy of u8,u8 pairs, or a parquet file with a column 'uid' of texts") from None
-    return np.unique(uid_bytes(uids.to_pylist()))
+        return np.unique(_of_pairs(path) if path.suffix == ".npy" else _of_table(path))
+    except (ValueError, pa.ArrowException):
+        raise UserError(f"{path}: --uids takes a .npy of u8,u8 pairs, or a parquet file with a column 'uid'") from None
+
+
+def _of_pairs(path: Path) -> np.ndarray:
+    pairs = np.lib.format.open_memmap(path, mode="r")
+    if pairs.dtype != UID_PAIR:
+        raise ValueError(f"{pairs.dtype} are no uids")
+    return np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8").view(UID_BYTES).reshape(-1)
+
+
+def _of_table(path: Path) -> np.ndarray:
+    names = pq.read_schema(path).names
+    if "uid" not in names:
+        raise UserError(f"{path} has no column 'uid'{did_you_mean('uid', names)}")
+    return uid_bytes(pq.read_table(path, columns=["uid"], partitioning=None)["uid"].drop_null().cast(pa.string()).to_pylist())
 
 
 def _of_run(root: Path, dropped_too: bool, attempt: str) -> Rows:
@@ -168,7 +171,7 @@ def _of_run(root: Path, dropped_too: bool, attempt: str) -> Rows:
     return Rows(store, folder.source, columns, chain)
 
 
-def _of_files(source: str, work: Path, attempt: str) -> Rows:
+def rows_of_files(source: str, work: Path, attempt: str) -> Rows:
     """Tars, else a folder or a table of images; read anew, because what an earlier attempt knew may not be true any more."""
     path = Path(source)
     is_images = path.suffix in TABLES or (path.is_dir() and not any(path.rglob("*.tar")))

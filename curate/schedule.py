@@ -13,6 +13,7 @@ from curate.work import Kind, Pool, Task, Told
 KINDS: tuple[Kind, ...] = ("whole", "pack", "model", "cpu", "fetch")
 
 Place = tuple[int, int]
+"""(segment, shard)"""
 
 
 class Tasks:
@@ -73,16 +74,25 @@ def drain(pool: Pool, tasks: Tasks) -> Iterator[tuple[Task, Report] | Told]:
 
 
 def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, shards: Sequence[int], retry: bool) -> Tasks:
-    """A task for every segment of every shard that is not through it yet."""
+    """A task for every segment of every shard that is not through it yet.
+
+    With `--part` the shards are not all: what waits for a shard of another part that is not ready is left to a later run.
+    """
     waits, skipped = [], 0
+    mine, left_out = set(shards), set[Place]()
+
+    def out_of_reach(place: Place) -> bool:
+        return place in left_out or (place[1] not in mine and not store.has_kept(segments[place[0]].chain_out, place[1]))
+
     for index, segment in enumerate(segments):
         for shard in shards:
             lends = segment.kind == "fetch" and bool(source.borrowers(shard))   # rows of a new file may want its images
             if store.has_kept(segment.chain_out, shard) and not lends and not retry:
                 skipped += 1
+            elif any(map(out_of_reach, needs := _needs(index, segments, source, shard))):
+                left_out.add((index, shard))
             else:
-                task = Task(segment.kind, segment, shard, index, retry=retry)
-                waits.append((task, _needs(index, segments, source, shard)))
+                waits.append((Task(segment.kind, segment, shard, index, retry=retry), needs))
     return Tasks(waits, skipped)
 
 

@@ -1,7 +1,7 @@
 """Finished shards: tars and parquet as img2dataset and webdataset write them, and a manifest that proves what they hold.
 
     00000.tar        <key>.jpg <key>.txt <key>.json a row; the key is the uid, so no number depends on what was filtered
-    00000.parquet    the same rows in the same order, and the same columns as the .json
+    00000.parquet    the same rows in the same order; the columns of the .json, and image_id
     00000_stats.json counts as img2dataset's, and the content key by which a second run sees that nothing changed
     manifest.json    sha256 of every file, rows and uid digest a shard; removed first, written last: where it is, the set is whole
 
@@ -74,11 +74,11 @@ class Block:
 
 
 def packed_columns(columns: Mapping[str, Column]) -> tuple[tuple[str, Column], ...]:
-    """The columns that go into shards: all but vectors and image references.
+    """The columns that go into shards: all but vectors, image references and notes on how a row was read.
 
     `key` is ours here; what a source calls so is `source_key`, unless it has that from shards that were packed before.
     """
-    chosen = {n: c for n, c in columns.items() if c.type != step.image and not _is_vector(c.type)}
+    chosen = {n: c for n, c in columns.items() if c.type != step.image and not _is_vector(c.type) and n != "source_error"}
     return tuple(("source_key" if n == "key" else n, c) for n, c in chosen.items() if n != "key" or "source_key" not in chosen)
 
 
@@ -194,10 +194,11 @@ def _write_rows(writer: TarWriter, table: pa.Table, root: Path) -> pa.Table:
     refs, table = table["image"].to_pylist(), table.drop_columns("image")
     keys = [key_of(uid) for uid in table["uid"].to_pylist()]
     table = table.add_column(0, "key", pa.array(keys, pa.string()))
-    rows = zip(*(_plain(column) for column in table.columns), strict=True)
+    names = [n for n in table.column_names if n != "image_id"]      # who reads the tar again makes the same of url or bytes
+    rows = zip(*(_plain(table[n]) for n in names), strict=True)
     for key, ref, caption, row in zip(keys, refs, table["caption"].to_pylist(), rows, strict=True):
         data = images.read(ref, root)
-        meta = json.dumps(dict(zip(table.column_names, row, strict=True)), ensure_ascii=False, default=_text)
+        meta = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=_text)
         writer.add(f"{key}.{images.extension(data)}", data)
         writer.add(f"{key}.txt", (caption or "").encode())
         writer.add(f"{key}.json", meta.encode())

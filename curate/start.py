@@ -1,7 +1,9 @@
 """From a pipeline file to a finished run: opens the folder, picks the executor, runs once or in rounds."""
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,7 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
     pipeline = load(file, sets, until)
     store = Store(out, attempt)
     trainer = _trainer(pipeline, store)
-    with store.lock(f"{part[0]}/{part[1]}" if part else ""):
+    with store.lock(f"{part[0]}/{part[1]}" if part else ""), _ended_by_sigterm(), _swept(store):
         store.probe()
         if part is None:
             files.sweep(out)
@@ -70,6 +72,31 @@ class Session:
         for name, number in outcome.measured.items():
             self.measured[name] = self.measured.get(name, 0) + number
         return outcome
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: workers first, then with exit code 143."""
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit:
+        print("terminated; the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _swept(store: Store) -> Iterator[None]:
+    """Nothing half written stays of workers that were killed, by us or by others."""
+    try:
+        yield
+    finally:
+        files.sweep(store.root, store.attempt)
 
 
 def _trainer(pipeline: Pipeline, store: Store) -> Trainer | None:

@@ -2,7 +2,7 @@
 
     source/        rows, append-only              columns/<step>-<id>/00000.000.parquet   one part of one shard
     images/<id>/   stored pictures                kept/<chain>/00000.parquet              every row's state after a segment
-    funnel.json  run.json  shards/                run.lock                                one writer
+    funnel.json  run.json  shards/                run.lock, run.workers                   one writer, and its workers
 
 A part holds the rows (or, of a `@fetch` step, the images) measured in one task, never a row that was not measured. Parts only
 add; where a row stands in several, the newest wins. A file exists whole or not at all, so "is it there" is the whole resume.
@@ -11,6 +11,7 @@ add; where a row stands in several, the newest wins. A file exists whole or not 
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,13 +128,31 @@ class Store:
     @contextmanager
     def lock(self, part: str = "") -> Iterator[None]:
         """Hold the run for writing. Parts of one run (`--part i/n`) exclude a whole run and the same part, not each other."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / "run.lock").touch()
+        except OSError as error:
+            raise UserError(f"cannot write in {self.root}: {error.strerror}") from None
         with _held(self.root / "run.lock", fcntl.LOCK_SH if part else fcntl.LOCK_EX):
             if not part:
+                self._await_workers()
                 yield
                 return
             with _held(self.root / f"run.lock.{part.replace('/', '-of-')}", fcntl.LOCK_EX):
                 yield
+
+    def enlist(self) -> None:
+        """Make this process a worker of the run: a later attempt begins when it has ended, however its driver did."""
+        self._enlisted = open(self.root / "run.workers", "a")  # noqa: SIM115  open, and locked, as long as the process lives
+        fcntl.flock(self._enlisted, fcntl.LOCK_SH)
+
+    def _await_workers(self) -> None:
+        with open(self.root / "run.workers", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for workers of an earlier run on {self.root} to end", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
 
     @contextmanager
     def ingest_lock(self) -> Iterator[None]:

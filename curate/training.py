@@ -5,6 +5,8 @@ checkpoints; the next one goes on from them.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -69,12 +71,24 @@ class Trainer:
 def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do something in a fresh process: no thread, no memory and no library state of this one."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             return pool.submit(work, *arguments).result()
         except BrokenProcessPool:
             raise RunStopped("the training process was killed (out of memory?); the same command goes on from its last "
                              "checkpoint") from None
+
+
+def _end_with_parent() -> None:
+    """A training must not outlive a driver that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _recall(model: str, weights: str, pairs: Path, root: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ STRIKES = 3
 """So many processes may die on one task before the run stops."""
 FETCH_WINDOW = 4
 """Shards that one fetcher has open at once, so that a slow host at the end of one does not leave it idle."""
-PART_IMAGES = 256
+PART_IMAGES = 512
 """Images that a fetcher holds unsealed in all its open shards together: what its death costs at most. For a step without
 `part_images` of its own."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -74,6 +75,13 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """End all workers."""
+
+
+def enlisted(root: Path, attempt: str) -> Worker:
+    """What a worker process works with; the run's next attempt begins when the process has ended."""
+    worker = Worker(root, attempt)
+    worker.store.enlist()
+    return worker
 
 
 def answer(worker: Worker, task: Task) -> Report | BaseException:

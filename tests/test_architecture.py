@@ -38,7 +38,8 @@ LAYERS = """
     collect
     step store index fetch
     tar images addresses columns locations owners document
-    files errors
+    files
+    errors
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""
 

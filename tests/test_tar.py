@@ -57,7 +57,7 @@ def sealed(header: bytes) -> bytes:
     return header[:148] + b"%06o\0 " % sum(blank) + header[156:]
 
 
-@pytest.mark.parametrize("files", [[], FILES, [("k" * 80 + ".json", b"1"), ("l" * 96 + ".txt", b"2")], [("é" * 45 + ".jpg", b"3")]])
+@pytest.mark.parametrize("files", [[], FILES, [("k" * 80 + ".json", b"1"), ("l" * 96 + ".txt", b"2"), ("é" * 45 + ".jpg", b"3")]])
 def test_tarfile_reads_what_we_write_with_nothing_in_it_that_varies(files: list[tuple[str, bytes]]) -> None:
     data = packed(files)
     assert len(data) % (20 * BLOCK) == 0
@@ -81,8 +81,8 @@ def test_our_reader_finds_every_byte_that_we_wrote(files: list[tuple[str, bytes]
     assert [(m.name, out.getvalue()[m.offset:m.offset + m.length]) for m in found] == files
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../up.jpg", "a/../b.jpg", "a//b.jpg", "a/.", "a\\b.jpg", "nul\0.jpg", "k" * 101,
-                                  "é" * 51, "dir/"])
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../up.jpg", "a/../b.jpg", "a//b.jpg", "a/.", "a\\b.jpg", "nul\0.jpg",
+                                  "dir/", "k" * 101, "é" * 51])
 def test_a_name_that_a_reader_would_refuse_is_never_written(name: str) -> None:
     out = io.BytesIO()
     with pytest.raises(ValueError, match="cannot be a tar's member"):
@@ -117,16 +117,15 @@ def test_a_tar_before_ustar_and_directories_by_name() -> None:
 
 
 @pytest.mark.parametrize(("cut", "message"), [
-    (0, "not a tar"), (100, "not a tar"), (512, "cut short inside 'a.jpg'"), (600, "cut short inside 'a.jpg'"),
-    (1535, "cut short inside 'a.jpg'"), (1536, "cut short: no end of archive"), (1600, "cut short: no end of archive"),
-    (4096, "cut short: no end of archive"), (4096 + 512, "cut short: no end of archive"), (4096 + 1023, "cut short: no end of archive")])
+    *((cut, "not a tar") for cut in (0, 100)), *((cut, "cut short inside 'a.jpg'") for cut in (512, 600, 1535)),
+    *((cut, "cut short: no end of archive") for cut in (1536, 1600, 4096, 4096 + 512, 4096 + 1023))])
 def test_a_tar_cut_short_at_any_place_is_refused(cut: int, message: str) -> None:
     data = packed(FILES)
     assert data.rstrip(b"\0") == data[:4096], "the last member ends here"
     assert refusal(data[:cut]) == message
 
 
-@pytest.mark.parametrize("name", ["/abs.jpg", "../up.jpg", "a/../../up.jpg", "a/./b.jpg", "a//b.jpg", "a\\..\\b.jpg", "./../b.jpg"])
+@pytest.mark.parametrize("name", ["/abs.jpg", "../a.jpg", "a/../../b.jpg", "a/./b.jpg", "a//b.jpg", "a\\..\\b.jpg", "./../b.jpg"])
 def test_names_that_leave_the_archive_are_refused(name: str) -> None:
     assert refusal(by_tarfile([("a.jpg", b""), (name, b"x")], tarfile.USTAR_FORMAT)) == f"member name '{name}' leaves the archive"
 

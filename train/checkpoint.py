@@ -107,7 +107,7 @@ def resume(out: Path, loaded: Loaded, optimizer: torch.optim.Optimizer, purpose:
     card = read_json(found[-1] / CARD) or {}
     purpose.check(card, found[-1])
     loaded.model.load_state_dict(load_file(found[-1] / WEIGHTS, device=str(loaded.device)))
-    _restore(optimizer, load_file(found[-1] / OPTIMIZER, device=str(loaded.device)), _names(loaded, optimizer))
+    _restore(optimizer, load_file(found[-1] / OPTIMIZER, device=str(loaded.device)), _named(loaded, optimizer))
     return int(card["step"])
 
 
@@ -121,22 +121,26 @@ def _checkpoints(out: Path) -> list[Path]:
     return sorted(path for path in (out / "checkpoints").glob("[0-9]*") if path.is_dir())
 
 
-def _names(loaded: Loaded, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of the optimizer's parameters, in its order."""
+def _named(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's parameters by name, in its order."""
     names = {id(parameter): name for name, parameter in loaded.model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return {names[id(parameter)]: parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _optimizer_tensors(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state: Mapping[int, Mapping[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{name}:{key}": tensor.detach().cpu().contiguous() for i, name in enumerate(_names(loaded, optimizer))
+    return {f"{name}:{key}": tensor.detach().cpu().contiguous() for i, name in enumerate(_named(loaded, optimizer))
             for key, tensor in state.get(i, {}).items()}
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: list[str]) -> None:
-    numbers = {name: i for i, name in enumerate(names)}
+def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
+    """Give the optimizer its state back, each tensor in its parameter's memory layout: the fused AdamW walks them side by side
+    in memory, and would mix up the elements of a channels-last parameter and a contiguous moment without a word."""
+    numbers = {name: i for i, name in enumerate(named)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, part = key.rpartition(":")
-        state.setdefault(numbers[name], {})[part] = tensor
+        alike = named[name].shape == tensor.shape
+        restored = torch.empty_like(named[name], dtype=tensor.dtype).copy_(tensor) if alike else tensor.clone()
+        state.setdefault(numbers[name], {})[part] = restored.detach()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

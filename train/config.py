@@ -182,7 +182,7 @@ def evaluation(value: Any) -> Eval:
         return value
     found: Eval = _build(Eval, {} if value is None else value, "eval has", "eval.")
     if found.classes is not None and found.images is None:
-        raise ValueError("classes need images, a folder with one folder a class")
+        raise ValueError("eval: classes need images, a folder with one folder a class")
     return found
 
 
@@ -275,7 +275,7 @@ def _checked(f: Any, value: Any, prefix: str) -> Any:
     try:
         return f.metadata["check"](value)
     except ValueError as error:
-        nested = str(error).startswith((f"{f.name}.", f"{f.name} has"))
+        nested = str(error).startswith((f"{f.name}.", f"{f.name}:", f"{f.name} has"))
         raise ValueError(str(error) if nested else f"{prefix}{f.name}: {error}") from None
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,21 @@ def duration(seconds: float) -> str:
 
 
 class Log:
-    """`log.jsonl` and TensorBoard below `out`. Lines after `step`, of an attempt that died since, are dropped first."""
+    """`log.jsonl` and TensorBoard below `out`, for a `with` block. Lines after `step`, of an attempt that died, are dropped."""
 
     def __init__(self, out: Path, step: int, tensorboard: bool) -> None:
-        path = out / "log.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        write_bytes(path, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step))
-        self._file = open(path, "a", encoding="utf-8")
-        self._board = _board(out / "tensorboard", step) if tensorboard else None
+        self._path = out / "log.jsonl"
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        write_bytes(self._path, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step))
+        self._open = ExitStack()
+        self._file = self._open.enter_context(open(self._path, "a", encoding="utf-8"))
+        self._board = self._open.enter_context(_board(out / "tensorboard", step) if tensorboard else nullcontext())
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._open.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, and one point of each curve."""
@@ -53,17 +61,12 @@ class Log:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Nothing more to say."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
 
-
-def _board(folder: Path, step: int) -> Any:
-    """TensorBoard's writer, or None where TensorBoard is not installed."""
+def _board(folder: Path, step: int) -> AbstractContextManager[Any]:
+    """TensorBoard's writer; nothing where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        return nullcontext()
+    writer: AbstractContextManager[Any] = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return writer

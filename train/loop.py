@@ -143,7 +143,8 @@ class _Run:
         """One optimizer step; what the log says of it. Raises Diverged where the loss is not finite."""
         config, device, model = self.config, self.ranks.device, self.loaded.model
         torch.manual_seed(self.order.model_seed(step, self.ranks.rank))
-        set_learning_rate(self.optimizer, learning_rate(step, self.num_steps, config))
+        rate = learning_rate(step, self.num_steps, config)
+        set_learning_rate(self.optimizer, rate)
         pixels_NCHW = normalised(batch.pixels_NHWC, model, device)
         with autocast(device, _precision(config, device)):
             image_ND, text_ND, scale = self.towers(pixels_NCHW, batch.tokens_NL.to(device, non_blocking=True))
@@ -159,7 +160,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             model.logit_scale.clamp_(0, SCALE_MAX)
-        return {"loss": value, "scale": float(scale), "grad_norm": float(norm), "lr": learning_rate(step, self.num_steps, config),
+        return {"loss": value, "scale": float(scale.detach()), "grad_norm": float(norm), "lr": rate,
                 "samples_seen": (step + 1) * config.batch, "epoch": self.order.epoch(step),
                 "samples_per_second": self.clock.rate(step + 1)}
 
@@ -207,11 +208,8 @@ def _log(config: Config, out: Path, first: int, ranks: Ranks) -> Iterator[Callab
     if not ranks.is_first:
         yield lambda step, values: None
         return
-    log = Log(out, first, config.tensorboard)
-    try:
+    with Log(out, first, config.tensorboard) as log:
         yield log.write
-    finally:
-        log.close()
 
 
 @contextmanager

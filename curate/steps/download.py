@@ -31,10 +31,11 @@ class Download:
                  timeout_seconds: Annotated[float, Operational] = 10, deadline_seconds: Annotated[float, Operational] = 20,
                  retries: Annotated[int, Operational] = 2, concurrency: Annotated[int, Operational] = 64,
                  per_host: Annotated[int, Operational] = 4, decoders: Annotated[int, Operational] = 0,
+                 part_images: Annotated[int, Operational] = 512,
                  allow_private: Annotated[list[str] | None, Operational] = None, user_agent: Annotated[str, Operational] = "",
                  contact: Annotated[str, Operational] = "") -> None:
         check_quality(encode_format, encode_quality)
-        self.concurrency, self.per_host = concurrency, per_host
+        self.concurrency, self.per_host, self.part_images = concurrency, per_host, part_images
         self._fit = Fit(image_size, resize_mode, resize_only_if_bigger)
         self._encode_format, self._quality, self._max_pixels = encode_format, encode_quality, max_pixels
         self._decoders = decoders or os.cpu_count() or 1

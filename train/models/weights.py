@@ -81,7 +81,8 @@ def load(model: str, pretrained: str, device: str | torch.device = "cpu", precis
     except BAD_WEIGHTS as error:
         raise WeightsError(f"{pretrained}: not weights of {model}: {_one_line(error)}") from None
     net.visual.to(memory_format=torch.channels_last)
-    return Loaded(model, net.to(device).eval(), preprocess, tokenizer, torch.device(device), open_clip.get_model_config(name), precision)
+    config = open_clip.get_model_config(name)
+    return Loaded(model, net.to(device).eval(), preprocess, tokenizer, torch.device(device), config, precision)
 
 
 def weights_digest(model: str, pretrained: str) -> str:

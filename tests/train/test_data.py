@@ -1,0 +1,114 @@
+"""Pictures and captions out of tars and tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.train.toys import caption, encoded, img2dataset_shard, pairs, scene, shard, table, write_tar
+from train.config import Data
+from train.data import Index, open_data
+from train.errors import DataError
+
+
+def content(index: Index) -> list[tuple[bytes, list[str]]]:
+    return [(index.read(i), index.captions(i)) for i in range(len(index))]
+
+
+def test_tars(tmp_path: Path) -> None:
+    for number in range(3):
+        shard(tmp_path / f"{number:05d}.tar", range(number * 4, number * 4 + 4))
+    index = open_data(Data(shards=(str(tmp_path / "*.tar"),)))
+    assert content(index) == [(encoded(scene(n)), [caption(n)]) for n in range(12)]
+    assert index.name(5).startswith(f"{tmp_path}/00001.tar@")
+
+
+def test_plain_img2dataset_shards(tmp_path: Path) -> None:
+    img2dataset_shard(tmp_path / "00000.tar", range(3))
+    index = open_data(Data(shards=(str(tmp_path / "00000.tar"),)))
+    assert content(index) == [(encoded(scene(n), "JPEG"), [caption(n)]) for n in range(3)]
+
+
+def test_a_table(tmp_path: Path) -> None:
+    path = table(tmp_path, range(4), {1: ["one", "two", " one ", "", "three"], 2: ["  "]})
+    index = open_data(Data(table=(str(path),), root=str(tmp_path)))
+    assert content(index) == [(encoded(scene(0)), [caption(0)]), (encoded(scene(1)), ["one", "two", "three"]),
+                              (encoded(scene(3)), [caption(3)])]
+    assert (index.num_captions, index.num_blank) == (5, 2)
+
+
+def test_a_list_of_captions_in_the_json(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", [("1.jpg", encoded(scene(1))), ("1.json", json.dumps({"captions": ["a", "b"]}).encode()),
+                                          ("1.txt", b"a"), ("2.jpg", encoded(scene(2))), ("2.json", b'{"caption": ["c", "d"]}'),
+                                          ("3.jpg", encoded(scene(3))), ("3.json", b'{"caption": "e"}')])
+    index = open_data(Data(shards=(str(path),)))
+    assert [index.captions(i) for i in range(3)] == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_samples_of_one_image_are_one_picture_with_several_captions(tmp_path: Path) -> None:
+    def member(key: str, image_id: str, text: str) -> list[tuple[str, bytes]]:
+        return [(f"{key}.jpg", encoded(scene(int(image_id)))), (f"{key}.json", json.dumps({"image_id": image_id}).encode()),
+                (f"{key}.txt", text.encode())]
+
+    write_tar(tmp_path / "0.tar", [*member("1", "7", "a"), *member("2", "8", "b"), *member("3", "7", "c")])
+    write_tar(tmp_path / "1.tar", [*member("1", "8", "d"), *member("2", "7", "a"), *member("3", "9", "e")])
+    index = open_data(Data(shards=(str(tmp_path / "*.tar"),)))
+    assert content(index) == [(encoded(scene(7)), ["a", "c"]), (encoded(scene(8)), ["b", "d"]), (encoded(scene(9)), ["e"])]
+
+
+def test_equal_names_in_two_folders_are_two_pictures(tmp_path: Path) -> None:
+    shard(tmp_path / "a" / "0.tar", [1])
+    shard(tmp_path / "b" / "0.tar", [1])
+    assert len(open_data(Data(shards=(str(tmp_path / "*" / "0.tar"),)))) == 2
+
+
+def test_the_digest_says_what_is_inside_not_where_it_lies(tmp_path: Path) -> None:
+    def digest(name: str, members: list[tuple[str, bytes]]) -> str:
+        return open_data(Data(shards=(str(write_tar(tmp_path / name / "0.tar", members)),))).digest
+
+    first = digest("a", pairs(range(3)))
+    assert digest("b", pairs(range(3))) == first
+    assert digest("c", pairs(range(3), {1: "another"})) != first
+    assert digest("d", pairs(range(4))) != first
+    assert digest("e", pairs([0, 2, 1])) != first
+
+
+@pytest.mark.parametrize(("members", "message"), [
+    ([("1.jpg", b"x"), ("1.json", b"{")], "'1.json' is not JSON"),
+    ([("1.jpg", b"x"), ("1.json", b"[]")], "'1.json' is not a map"),
+    ([("1.jpg", b"x"), ("1.json", b'{"key": "2"}')], "'1.json' belongs to '2'"),
+])
+def test_a_wrong_json_is_refused(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    path = write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(DataError) as error:
+        open_data(Data(shards=(str(path),)))
+    assert str(error.value) == f"{path}: {message}"
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file matches .*\*\.tar"):
+        open_data(Data(shards=(str(tmp_path / "*.tar"),)))
+    path = write_tar(tmp_path / "0.tar", [("1.jpg", b"x"), ("1.txt", b" ")])
+    with pytest.raises(DataError, match="no picture with a caption in"):
+        open_data(Data(shards=(str(path),)))
+    (tmp_path / "t.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: "):
+        open_data(Data(table=(str(tmp_path / "t.parquet"),)))
+
+
+def test_a_table_without_its_columns(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"captions": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError) as error:
+        open_data(Data(table=(str(tmp_path / "t.parquet"),)))
+    assert str(error.value) == f"{tmp_path}/t.parquet has no column 'caption'; did you mean 'captions'?"
+
+
+def test_a_file_cut_short_after_it_was_indexed(tmp_path: Path) -> None:
+    path = shard(tmp_path / "0.tar", range(2))
+    index = open_data(Data(shards=(str(path),)))
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match="bytes wanted at"):
+        index.read(1)
