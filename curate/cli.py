@@ -18,6 +18,7 @@ from train.errors import TrainError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Turn rows of (url, alt text), or tars, into an image-text dataset: measure, decide, build shards.")
+INTERRUPTED = 130
 BUILD, LOOK, MAINTAIN = "Build", "Look", "Maintain"
 
 PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline file (YAML).")]
@@ -160,10 +161,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())   # a user's own steps are found where the command is run
     try:
         code: Any = app(args=arguments, prog_name="curate", standalone_mode=False)
+        if code == INTERRUPTED:         # what typer makes of a KeyboardInterrupt
+            _say("interrupted; the same command goes on from here", code)
     except (CurateError, TrainError) as error:
         code = _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("interrupted; the same command goes on from here", 130)
+        code = _say("interrupted; the same command goes on from here", INTERRUPTED)
     except typer.TyperException as error:
         code = _say(_usage(error), 2)
     sys.exit(code if isinstance(code, int) else 0)

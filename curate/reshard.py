@@ -76,20 +76,31 @@ def reshard(source: str, out: Path, *, uids: Path | None, where: str | None, row
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     """Nobody else writes into `out`, which is new or of ours. After a mistake of the user's it is as it was."""
-    if not (out / WORK).exists() and not (out / "manifest.json").exists() and out.exists():
-        foreign = [p.name for p in out.iterdir() if NUMBERED.fullmatch(p.name)]
-        if foreign:
-            raise UserError(f"--out {out} holds '{min(foreign)}', which is not of a set of ours; give a folder of its own")
-    is_new = not out.exists()
+    if (out.parent / "run.json").exists() and out.name == "shards":
+        raise UserError(f"--out {out} is where a run keeps its own shards; give a folder of its own")
+    foreign = [] if _is_ours(out) or not out.exists() else [p.name for p in out.iterdir() if NUMBERED.fullmatch(p.name)]
+    if foreign:
+        raise UserError(f"--out {out} holds '{min(foreign)}', which is not of a set of ours; give a folder of its own")
+    new = next((path for path in (out, out / WORK) if not path.exists()), None)
     with Store(out / WORK).lock():
         try:
             for left in out.glob(f".*{files.TEMPORARY}"):
                 left.unlink()
             yield
         except UserError:
-            shutil.rmtree(out if is_new else out / WORK)
+            if new:
+                shutil.rmtree(new)
             raise
         shutil.rmtree(out / WORK)
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a set of shards in `out` is one that `reshard` made, or was making when it was killed."""
+    try:
+        manifest = files.read_json(out / "manifest.json", {})
+    except ValueError:
+        manifest = {}
+    return (out / WORK).exists() or (isinstance(manifest, dict) and "layout" in manifest)
 
 
 def _pack(given: Rows, choice: Choice, rows: int, out: Path, workers: int) -> dict[str, Any]:

@@ -217,6 +217,7 @@ def test_what_a_killed_attempt_left_is_no_hindrance(here: Path, tars: str, capsy
     (here / "out" / f".00002.tar.dead.1{files.TEMPORARY}").write_bytes(b"half")
     (here / "out" / ".curate" / "source").mkdir(parents=True)
     (here / "out" / ".curate" / "source" / "source.json").write_text('{"of": "another source"}')
+    assert refused(tars, "--out", "out", "--where", "1", capsys=capsys)
     shard(tars, "--out", "out", "--rows", "4", capsys=capsys)
     assert tree(here / "out", "") == tree(here / "clean", "")
 
@@ -277,12 +278,20 @@ def test_a_folder_with_other_tars_is_never_written_into(here: Path, tars: str, c
     before = tree(here, "")
     assert refused(tars, "--out", "tars", capsys=capsys) == (
         "--out tars holds '00000000.tar', which is not of a set of ours; give a folder of its own")
+    Path("tars/manifest.json").write_text('{"name": "an app"}')
+    assert refused(tars, "--out", "tars", capsys=capsys).startswith("--out tars holds '00000000.tar'")
+    Path("tars/manifest.json").unlink()
     assert tree(here, "") == before
     shard(tars, "--out", "out", capsys=capsys)
     before = tree(here, "")
     assert refused("out/*.tar", "--out", "out", capsys=capsys) == (
         "--out out is where the source's own tars lie; give a folder of its own")
     assert tree(here, "") == before
+
+
+def test_a_runs_own_shards_are_never_written_into(a_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused("run", "--out", "run/shards", capsys=capsys) == (
+        "--out run/shards is where a run keeps its own shards; give a folder of its own")
 
 
 def test_an_unfinished_run_is_refused_but_for_all_its_rows(here: Path, a_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def test_samples_as_they_come(tmp_path: Path) -> None:
         ("a/2.txt", b"no picture"), ("a/3.PNG", PNG + b"3"), ("a/4.webp", PNG + b"4"), ("a/4.json", b"{broken"),
         ("a/5.jpg", PNG + b"5"), ("a/5.json", b'{"caption": "of json", "url": " ", "deep": {"x": 1}}'),
         ("a/6.jpg", PNG + b"6"), ("a/6.txt", b"caf\xe9"), ("a/6.json", b"[1]"),
-        ("a/7.jpg", PNG + b"7"), ("a/7.txt", b"first"), ("a/7.jpg", PNG + b"8"), ("a/7.txt", b"second"), ("a/9.cls", b"1")]
+        ("a/7.jpg", PNG + b"7"), ("a/7.txt", b"first"), ("a/7.JPG", PNG + b"8"), ("a/7.TXT", b"second"), ("a/9.cls", b"1")]
     source = take(write_tar(tmp_path / "a.tar", members), tmp_path / "out", kind="shards")
     rows = rows_of(source)
     assert [(r["key"], r["caption"], r["source_error"]) for r in rows] == [

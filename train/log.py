@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,30 +42,28 @@ class Log:
         self._path = out / "log.jsonl"
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         write_bytes(self._path, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step))
-        self._open = ExitStack()
-        self._file = self._open.enter_context(open(self._path, "a", encoding="utf-8"))
-        self._board = self._open.enter_context(_board(out / "tensorboard", step) if tensorboard else nullcontext())
+        self._board = _board(out / "tensorboard", step) if tensorboard else None
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._open.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, and one point of each curve."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
 
-def _board(folder: Path, step: int) -> AbstractContextManager[Any]:
-    """TensorBoard's writer; nothing where TensorBoard is not installed."""
+def _board(folder: Path, step: int) -> Any:
+    """TensorBoard's writer, or None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
-        return nullcontext()
-    writer: AbstractContextManager[Any] = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-    return writer
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

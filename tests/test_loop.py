@@ -1,0 +1,139 @@
+"""The loop: rounds over the raw pool, judged on held-out pictures, the same whatever happens on the way."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curate.errors import UserError
+from curate.pipeline import load
+from tests.running import tree
+from tests.train.toys import caption, scene
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = """\
+  - held_out: {share: 0.2}
+  - keep: not held_out
+  - clip_embed: {as: loop, model: curate-conv-64, pretrained: loop, first: raw}
+  - clip_score: {of: loop}
+  - keep: {top: 0.7, by: loop_clip_cos}
+"""
+PIPELINE = f"""\
+source: {{images: photos.csv, path: file, caption: caption, shard_rows: 40}}
+steps:
+{STEPS}shards: {{rows: 50}}
+train: {{samples_seen: 480, batch: 32, threads: 1, lr: 1e-3, checkpoint_every: 5, tensorboard: false}}
+loop: {{trainings: 2, promote_if: recall_at_10 improves, truth: truth.parquet, mismatched: wrong}}
+"""
+
+
+def write_site(folder: Path, rows: int = 120) -> None:
+    """Pictures, a table of captions of which a quarter is wrong, and the truth."""
+    draw = random.Random(0)
+    (folder / "pictures").mkdir(parents=True)
+    lines, truth = ["file,caption,url"], []
+    for n in range(rows):
+        scene(n).save(folder / f"pictures/{n:03d}.png")
+        wrong = draw.random() < 0.25
+        text = f"{caption(draw.randrange(rows) if wrong else n)}, picture {n}"
+        lines.append(f'pictures/{n:03d}.png,"{text}",http://site/{n}')
+        truth.append({"url": f"http://site/{n}", "caption": text, "wrong": wrong})
+    (folder / "photos.csv").write_text("\n".join(lines) + "\n")
+    pq.write_table(pa.Table.from_pylist(truth), folder / "truth.parquet")
+    (folder / "pipeline.yaml").write_text(PIPELINE.replace("caption: caption,", "caption: caption, url: url,"))
+
+
+def start(folder: Path, out: str) -> "subprocess.Popen[str]":
+    """`curate run` on two processes."""
+    command = [sys.executable, "-m", "curate", "run", "pipeline.yaml", "--on", "local", "--workers", "2", "--out", out]
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+SAME = ("shards", "funnel.json", "rounds.json")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_rounds_are_recorded_resumed_and_the_same_after_kills(tmp_path: Path) -> None:
+    """Three rounds (fewer where one is not promoted), nothing done twice, same bytes when killed in training and in measuring."""
+    write_site(tmp_path)
+    said, complaints = start(tmp_path, "whole").communicate()
+    assert "rows in" in said, complaints
+    rounds = json.loads((tmp_path / "whole/rounds.json").read_text())
+    assert [r["round"] for r in rounds] == list(range(len(rounds))) and 2 <= len(rounds) <= 3
+    assert rounds[0]["weights"] == "random:0" and rounds[0]["promoted"] and rounds[0]["trained_on"] == ""
+    assert rounds[1]["weights"].startswith("models/")
+    assert set(rounds[1]["figures"]) >= {"recall_at_1", "recall_at_5", "recall_at_10", "mismatch_auroc"}
+    assert len({r["weights_digest"] for r in rounds}) == len(rounds)
+    best = max((r for r in rounds if r["promoted"]), key=lambda r: r["round"])
+    assert json.loads((tmp_path / "whole/funnel.json").read_text()) == best["funnel"]
+    held_out = next(e for e in best["funnel"] if e["what"] == "keep not held_out")["dropped"]
+    assert 0 < held_out < 60
+    again, _ = start(tmp_path, "whole").communicate()
+    assert "measured now: nothing" in again
+
+    for moment in ("training", "measuring"):
+        process = start(tmp_path, moment)
+        wait_for(tmp_path / moment, moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        start(tmp_path, moment).communicate()
+        assert tree(tmp_path / moment, *SAME) == tree(tmp_path / "whole", *SAME), f"killed in {moment}"
+
+
+def wait_for(out: Path, moment: str, process: "subprocess.Popen[str]") -> None:
+    """Until the first training has a checkpoint, or round 1 is recorded and the second measuring is under way."""
+    for _ in range(6000):
+        assert process.poll() is None, "it ended before it could be killed"
+        if moment == "training" and list(out.glob("models/*/checkpoints/*")):
+            return
+        if moment == "measuring" and list(out.glob("models/*/model/train.json")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"never came to {moment}")
+
+
+WRONG = [
+    ("loop: {trainings: 0}\ntrain: {samples_seen: 1}\n", "p.yaml:8: loop.trainings: 0 is not a whole number of 1 or more"),
+    ("loop: {training: 2}\ntrain: {samples_seen: 1}\n", "p.yaml:8: loop has no setting 'training'; did you mean 'trainings'?"),
+    ("loop: {promote_if: loss improves}\ntrain: {samples_seen: 1}\n",
+     ("p.yaml:8: loop.promote_if: 'loss improves'; write it as 'FIGURE improves', with a FIGURE of recall_at_1, recall_at_5, "
+      "recall_at_10, mismatch_auroc")),
+    ("loop: {trainings: 2}\n", "p.yaml:8: 'loop:' needs 'train:', a map like {samples_seen: 50M}"),
+    ("", "p.yaml:5: step 'clip_embed' has 'pretrained: loop', but there is no 'loop:' in the file"),
+]
+
+
+@pytest.mark.parametrize(("after", "line"), WRONG, ids=[line[8:50] for _, line in WRONG])
+def test_wrong_loop(after: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in `loop:` is one line, found before anything runs."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"url": ["http://a/b"], "caption": ["a dog"], "image": ["x"]}), "pool.parquet")
+    steps = "  - clip_embed: {as: loop, pretrained: loop, first: raw}\n".join(STEPS.split(STEPS.splitlines(keepends=True)[2]))
+    head = f"source: {{images: {tmp_path}/photos.csv, path: file}}\nsteps:\n{steps}"
+    (tmp_path / "photos.csv").write_text("file,caption\na.png,a dog\n")
+    scene(0).save(tmp_path / "a.png")
+    Path("p.yaml").write_text(head + after)
+    with pytest.raises(UserError) as error:
+        load(Path("p.yaml"))
+    assert str(error.value) == line
+
+
+def test_threshold_on_a_column_of_the_loop_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed threshold on a score that changes its meaning every round."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.csv").write_text("file,caption\na.png,a dog\n")
+    scene(0).save(tmp_path / "a.png")
+    steps = STEPS.replace("{top: 0.7, by: loop_clip_cos}", "loop_clip_cos > 0.3")
+    Path("p.yaml").write_text(f"source: {{images: photos.csv, path: file}}\nsteps:\n{steps}loop: {{trainings: 1}}\n"
+                              "train: {samples_seen: 1}\n")
+    with pytest.raises(UserError, match="p.yaml:7: 'loop_clip_cos' depends on the weights the loop trains, so a fixed threshold"):
+        load(Path("p.yaml"))
