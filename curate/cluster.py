@@ -13,6 +13,7 @@ import site
 import socket
 import sys
 import sysconfig
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -187,22 +188,25 @@ def _connect(on: str, workers: int) -> None:
             ray.init("local", num_cpus=workers + 1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                      log_to_driver=False, configure_logging=False)
     else:
+        _knock(on)
         try:
-            _knock(on)
-            ray.init(on, runtime_env={"env_vars": _own_environment()}, log_to_driver=False, configure_logging=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--on {on}: no Ray there ({getattr(error, 'strerror', None) or error})") from None
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(on, runtime_env={"env_vars": _own_environment()}, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError) as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise UserError(f"--on {on}: no Ray answers there ({reason}); if it wants a token, set RAY_AUTH_MODE=token") from None
     signal.signal(signal.SIGTERM, on_term)      # Ray puts one of its own in
 
 
 def _knock(on: str) -> None:
-    """Raises OSError where nobody listens, ValueError without a port: Ray itself needs half a minute to find out."""
+    """Raises UserError where nobody listens: Ray itself needs half a minute to find out."""
     where = urlsplit(on)
-    with suppress(ValueError):
-        if where.hostname and where.port:
-            socket.create_connection((where.hostname, where.port), timeout=10).close()
-            return
-    raise ValueError("no port")
+    try:
+        if where.hostname is None or where.port is None:
+            raise ValueError("no port")
+        socket.create_connection((where.hostname, where.port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--on {on}: nobody listens there ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _own_environment() -> dict[str, str]:

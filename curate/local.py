@@ -140,7 +140,7 @@ class _Process:
         self.connection, theirs = Pipe()
         self.jobs: dict[int, _Job] = {}
         self._given = 0
-        command = [sys.executable, "-P", "-c", CODE, str(theirs.fileno()), kind, str(root), attempt, *sys.path]
+        command = [sys.executable, "-P", "-c", CODE, str(theirs.fileno()), kind, str(root), attempt, *map(str, sys.path)]
         environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
         with theirs:
             self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)

@@ -92,7 +92,7 @@ def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, wat
     decided = _stages(state)
     outcome = Outcome([], state.measured, binder.chain, binder.columns)
     if not decided:
-        outcome.unfinished = "this part is done up to the first step that needs every row; run without --part when all parts are"
+        outcome.unfinished = "this part is done as far as it goes without the others; run without --part when all parts are"
         return outcome
     outcome.funnel = funnel.count(store, source, binder.chain, pipeline.stages)
     if part is None:

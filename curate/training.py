@@ -25,6 +25,7 @@ class Trainer:
         self._store = store
         self._settings = {**settings, "model": settings.get("model", model)}
         self._where = where
+        self._digests: dict[str, str] = {}
         if model and self._settings["model"] != model:
             raise UserError(f"train.model is {self._settings['model']}, but the step that the loop trains for has {model}", where)
         self._check()
@@ -54,14 +55,20 @@ class Trainer:
         return f"{name}/{_apart(_train, settings, self._store.root / name)}"
 
     def recall(self, weights: str, pairs: Path) -> dict[str, float]:
-        """recall_at_1, 5 and 10 of weights on a table of pairs."""
-        return dict(_apart(_recall, self._settings["model"], self._located(weights), pairs, self._store.root))
+        """recall_at_1, 5 and 10 of weights on a table of pairs; what was found once is kept beside the models."""
+        path = self._store.root / "models" / f"recall-{files.digest([self.digest(weights), pairs.name])}.json"
+        if not path.exists():
+            found = _apart(_recall, self._settings["model"], self._located(weights), pairs, self._store.root)
+            files.write_json(path, dict(found), self._store.attempt)
+        return dict(files.read_json(path))
 
     def digest(self, weights: str) -> str:
         """The tensors' hash."""
-        from train.models.weights import weights_digest
+        if weights not in self._digests:
+            from train.models.weights import weights_digest
 
-        return str(weights_digest(self._settings["model"], self._located(weights)))
+            self._digests[weights] = str(weights_digest(self._settings["model"], self._located(weights)))
+        return self._digests[weights]
 
     def _located(self, weights: str) -> str:
         path = self._store.root / weights

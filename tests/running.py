@@ -1,10 +1,12 @@
 """Running pipelines inside tests: small pools, in this process unless a test says otherwise."""
 
 import hashlib
+import os
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,7 @@ from curate.store import Store
 from curate.weights import WeightsIds
 from curate.work import Pool
 
+T = TypeVar("T")
 SOURCE = "source: {pairs: pool.parquet, url: url, caption: caption, shard_rows: 10}\n"
 
 
@@ -60,3 +63,25 @@ def tree(folder: Path, *names: str) -> dict[str, str]:
     """path → hash of every file below the named folders or files: what "same bytes" compares."""
     found = [p for name in names for p in ([folder / name] if (folder / name).is_file() else sorted((folder / name).rglob("*")))]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found if p.is_file()}
+
+
+def environment() -> dict[str, str]:
+    """For a curate command as a process of its own: it finds this checkout wherever it is run."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+
+
+def wait_for(what: Callable[[], T], seconds: float = 60) -> T:
+    """The first answer that is true."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -17,12 +17,11 @@ import yaml
 
 from curate import files
 from curate.errors import RunStopped
-from tests.running import run_here, tree
+from tests.running import alive, environment, run_here, tree, wait_for
 from tests.site.faults import FAULTS
 from tests.site.make import make
 from tests.site.server import Site, serve
 from tests.test_end_to_end import quickstart_until_its_pool_is_complete
-from tests.test_executors import alive, environment, wait_for
 
 ROWS = 160
 PART_IMAGES = 16
@@ -30,6 +29,7 @@ PART_IMAGES = 16
 UNREPEATABLE = ("drip", "endless", "flaky_500", "busy_429", "redirect_loop")
 """Faults that take long, or that ask twice for one url even undisturbed."""
 WHAT_COUNTS = ("shards", "funnel.json")
+STARTED: list[subprocess.Popen[str]] = []
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ class Web:
     expected: dict[str, str]
     seconds: float
     paths: frozenset[str]
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """Drivers that a failed test left running end with it."""
+    yield
+    while STARTED:
+        driver = STARTED.pop()
+        if driver.poll() is None:
+            driver.kill()
+            driver.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +107,9 @@ class Life:
 def started(pipeline: Path, out: Path, on: str = "local") -> subprocess.Popen[str]:
     """`curate run` as a process that leads a group of its own, as a terminal would start it."""
     command = [sys.executable, "-m", "curate", "run", str(pipeline), "--out", str(out), "--on", on, "--workers", "2"]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    STARTED.append(subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                    start_new_session=True))
+    return STARTED[-1]
 
 
 def ended(driver: subprocess.Popen[str], seconds: float = 100) -> tuple[int, str]:

@@ -40,8 +40,8 @@ PIPELINES = [
     (steps("caption_length", "langauge"), "p.yaml:4: no step 'langauge'; did you mean 'language'?"),
     (steps("caption_length: 5"), "p.yaml:3: step 'caption_length': settings are a map, not 5"),
     (steps("{caption_length: null, language: null}"),
-     "p.yaml:3: one step or keep a list item, like '- language' or '- keep: num_words >= 3', "
-     "not {'caption_length': None, 'language': None}"),
+     ("p.yaml:3: one step or keep a list item, like '- language' or '- keep: num_words >= 3', "
+      "not {'caption_length': None, 'language': None}")),
     (steps("download: {imagesize: 3}"), "p.yaml:3: step 'download' has no setting 'imagesize'; did you mean 'image_size'?"),
     (steps("download: {image_size: big}"),
      "p.yaml:3: download.image_size: 'big': should be a valid integer, unable to parse string as an integer"),
@@ -57,7 +57,8 @@ PIPELINES = [
     (steps("caption_length: {of: ref}"), "p.yaml:3: step 'caption_length': of: ref: no column it reads has that prefix"),
     (steps("clip_score"),
      "p.yaml:3: step 'clip_score' reads column 'image_emb', which nothing before it adds; put clip_embed before it"),
-    (steps("image_shape"), "p.yaml:3: step 'image_shape' reads column 'image', which nothing before it adds; put download before it"),
+    (steps("image_shape"),
+     "p.yaml:3: step 'image_shape' reads column 'image', which nothing before it adds; put download before it"),
     (steps("./mine.py:all_caps"), "p.yaml:3: step './mine.py:all_caps': no file {here}/mine.py"),
     (steps("nowhere.mine:all_caps"), "p.yaml:3: step 'nowhere.mine:all_caps': no module named 'nowhere'"),
     (steps("blocklist: {words: gone.txt}"), "p.yaml:3: blocklist.words: no file gone.txt"),

@@ -75,7 +75,8 @@ def test_funnel_says_where_every_row_went(here: Path) -> None:
     write_pool(here, ["a cat", "a", None, "HELLO THERE", "two dogs run", "one fine day in may"] * 5)
     pool = pq.read_table("pool.parquet")
     pq.write_table(pa.concat_tables([pool, pool.slice(0, 3)]), "pool.parquet")
-    file = write_pipeline(here, "caption_length", "./mine.py:shouts", "keep: num_words >= 2 and not shouts", "keep: num_chars < 15")
+    file = write_pipeline(here, "caption_length", "./mine.py:shouts", "keep: num_words >= 2 and not shouts",
+                          "keep: num_chars < 15")
     outcome = run_here(file, here / "out")
     assert [(e["what"], e["in"], e["kept"], e["dropped"], e["unknown"]) for e in outcome.funnel] == [
         ("source", 33, 30, 3, 0), ("caption_length", 30, 30, 0, 0), ("shouts", 30, 30, 0, 0),
@@ -213,7 +214,8 @@ def test_parts_then_the_whole(here: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(captions=st.lists(st.one_of(st.none(), st.text(max_size=12)), min_size=1, max_size=40), low=st.integers(0, 6))
-def test_every_row_ends_in_exactly_one_state(tmp_path_factory: pytest.TempPathFactory, captions: list[str | None], low: int) -> None:
+def test_every_row_ends_in_exactly_one_state(tmp_path_factory: pytest.TempPathFactory, captions: list[str | None],
+                                             low: int) -> None:
     """in = kept + dropped + unknown + quarantined + removed, whatever the captions."""
     here = tmp_path_factory.mktemp("conserve")
     (here / "mine.py").write_text(MINE)
