@@ -33,6 +33,8 @@ from curate.work import FETCH_WINDOW, STRIKES, THREADS, Fetcher, Kind, Task, Tol
 OBJECT_STORE_BYTES = 200 * 2**20
 """Reports and tasks are small; a store of Ray's usual size would take memory that steps need."""
 TASK_CPUS, ACTOR_CPUS = 0.5, 0.1
+MODELS_PER_GPU = 4
+"""Pictures are decoded on the CPU, so one actor would leave a GPU idle; every actor holds a copy of the model (our choice)."""
 TELL_SECONDS = 0.5
 
 Answer = Report | BaseException
@@ -168,9 +170,10 @@ class RayPool:
 
     def _least_busy_model(self) -> _Model:
         """The model actor with the least to do, or a new one while there may be more."""
-        if len(self._models) < self._workers and all(model.tasks for model in self._models):
-            gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / self._workers)
-            self._models.append(_Model(self._actor(_ModelActor, num_gpus=gpus)))
+        gpus = ray.cluster_resources().get("GPU", 0)
+        most = min(self._workers, int(gpus * MODELS_PER_GPU)) if gpus else self._workers
+        if len(self._models) < most and all(model.tasks for model in self._models):
+            self._models.append(_Model(self._actor(_ModelActor, num_gpus=1 / MODELS_PER_GPU if gpus else 0)))
         return min(self._models, key=lambda model: len(model.tasks))
 
     def _actor(self, code: type, **options: Any) -> Any:

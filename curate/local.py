@@ -127,7 +127,7 @@ class LocalPool:
         for job in process.jobs.values():
             job.deaths += 1
             if job.deaths == STRIKES:
-                how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
                 raise RunStopped(f"a worker died {STRIKES} times on {job.task.name}, at last by {how}; run the same command "
                                  "again, with fewer --workers if memory is short")
             self._take(job)
