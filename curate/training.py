@@ -8,14 +8,14 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from curate import files
 from curate.errors import RunStopped, UserError
 from curate.store import Store
+from curate.work import failure
 
 
 class Trainer:
@@ -76,14 +76,32 @@ class Trainer:
 
 
 def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do something in a fresh process: no thread, no memory and no library state of this one."""
+    """Do something in a fresh process: no thread, no memory and no library state of this one; it ends when this call does."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
-        try:
-            return pool.submit(work, *arguments).result()
-        except BrokenProcessPool:
-            raise RunStopped("the training process was killed (out of memory?); the same command goes on from its last "
-                             "checkpoint") from None
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        done, content = ours.recv()
+    except EOFError:
+        raise RunStopped("the training process was killed (out of memory?); the same command goes on from its last "
+                         "checkpoint") from None
+    finally:
+        process.kill()
+        process.join()
+    if not done:
+        raise content
+    return content
+
+
+def _answer(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """The life of that process: one piece of work, one answer."""
+    _end_with_parent()
+    try:
+        pipe.send((True, work(*arguments)))
+    except BaseException as error:  # noqa: BLE001  it is raised again in the driver
+        pipe.send((False, failure(error)))
 
 
 def _end_with_parent() -> None:

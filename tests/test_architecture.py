@@ -57,6 +57,7 @@ LONG: dict[str, str] = {
 
 BLIND_EXCEPT: dict[str, str] = {
     "curate/measure.py": "whatever a step raises on a row becomes the reason for that row's quarantine",
+    "curate/training.py": "a training's fault crosses the pipe and is raised again in the driver",
     "curate/work.py": "a worker's fault travels to the driver and is raised again there",
 }
 """Files that catch everything and do not raise it again there, with the reason. A bare `except:` has none."""

@@ -198,6 +198,7 @@ def test_workers_killed_at_ten_moments(web: Web, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("number", "group", "code", "says"), [
     (signal.SIGINT, True, 130, "interrupted; the same command goes on from here\n"),
     (signal.SIGTERM, False, 143, "terminated; the same command goes on from here\n")])
@@ -269,7 +270,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ray_killed(web: Web, tmp_path: Path) -> None:
     """On Ray: a worker killed is replaced; a driver killed takes its Ray along, and the same command goes on."""
     life = Life(web, tmp_path / "out", on="ray")

@@ -1,0 +1,34 @@
+"""Work in a process of its own: its answer, its errors, its death."""
+
+import os
+import signal
+
+import pytest
+
+from curate.errors import RunStopped, UserError
+from curate.training import _apart
+
+
+def mistaken() -> None:
+    """A user's mistake."""
+    raise UserError("no such thing")
+
+
+def broken() -> None:
+    """A fault of the program."""
+    raise KeyError("nothing")
+
+
+def test_answers_and_errors_come_back() -> None:
+    """What it returns; our own errors as they are, others with their traceback in words."""
+    assert _apart(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match="^no such thing$"):
+        _apart(mistaken)
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+        _apart(broken)
+
+
+def test_a_killed_training_is_one_line() -> None:
+    """The process dies in the middle: the run stops, and says that it can go on."""
+    with pytest.raises(RunStopped, match="^the training process was killed .* goes on from its last checkpoint$"):
+        _apart(signal.raise_signal, signal.SIGKILL)
