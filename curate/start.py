@@ -24,6 +24,8 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
     """Check the pipeline, hold the folder, run, and say in lines what came out."""
     _check_on(on)
     pipeline = load(file, sets, until)
+    if part is not None and pipeline.loop is not None:
+        raise UserError("--part shares out shards, but the rounds of a loop need them all; run the loop without --part")
     store = Store(out, attempt)
     trainer = _trainer(pipeline, store)
     with store.lock(f"{part[0]}/{part[1]}" if part else ""), _ended_by_sigterm(), _swept(store):
