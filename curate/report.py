@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,13 @@ import pyarrow as pa
 
 from curate import files, step
 from curate.errors import UserError
+from curate.folder import Folder
 from curate.keep import KEPT, evaluate, parse
 from curate.measure import Shard
-from curate.plan import Column
-from curate.source import Source
 from curate.step import REQUIRED, Spec, known_steps, load_step
-from curate.store import ALIVE, ERROR, STATE_NAMES, Store
+from curate.store import ALIVE, STATE_NAMES
 
 _STATES = STATE_NAMES[1:]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A run's folder opened for reading: what `run.json` recorded, and the store behind it."""
-
-    store: Store
-    source: Source
-    chain: str
-    stages: list[dict[str, Any]]
-    columns: dict[str, Column]
-    pipeline: str
-
-    @classmethod
-    def open(cls, root: Path) -> "Folder":
-        """Raises UserError where there is no run, or none that got as far as its first stage."""
-        record = files.read_json(root / "run.json")
-        if record is None:
-            raise UserError(f"{root} holds no run (there is no {root / 'run.json'})")
-        store = Store(root)
-        columns = {n: Column(**{**c, "type": _type(c["type"])}) for n, c in record["columns"].items()}
-        return cls(store, Source.open(store.source), record["chain"], record["stages"], columns, record["pipeline"])
 
 
 def funnel_of(root: Path) -> list[dict[str, Any]]:
@@ -122,7 +98,7 @@ def _why_row(folder: Folder, number: int, row: int) -> Iterator[str]:
         yield "dropped: repeated_row (the same uid stands earlier in the source)"
         return
     yield from _verdicts(folder, values)
-    if not folder.store.has_kept(folder.chain, number):
+    if not folder.is_through(number):
         yield "its shard is not through all stages yet"
         return
     kept = folder.store.read_kept(folder.chain, number)
@@ -130,7 +106,8 @@ def _why_row(folder: Folder, number: int, row: int) -> Iterator[str]:
     if state == ALIVE:
         yield "kept"
         return
-    yield f"{STATE_NAMES[state]} at {_place(folder, stage, int(kept.clause[row]))}{_reason(folder, stage, number, row)}"
+    error = folder.error(stage, number, row)
+    yield f"{STATE_NAMES[state]} at {folder.place(stage, int(kept.clause[row]))}" + (f" ({error})" if error else "")
 
 
 def _verdicts(folder: Folder, values: Mapping[str, Any]) -> Iterator[str]:
@@ -142,23 +119,6 @@ def _verdicts(folder: Folder, values: Mapping[str, Any]) -> Iterator[str]:
             verdict = evaluate(keep, table).state[0]
             says = "yes" if verdict == KEPT else "unknown" if any(values[c] is None for c in keep.clauses[0].columns) else "no"
             yield f"  line {stage['line']}: {text} → {says}"
-
-
-def _place(folder: Folder, stage: int, clause: int) -> str:
-    if stage >= len(folder.stages):
-        return "the end: it has no image"
-    entry = folder.stages[stage]
-    text = entry["clauses"][clause] if entry["clauses"] and clause >= 0 else entry["what"]
-    return f"line {entry['line']}: {text}"
-
-
-def _reason(folder: Folder, stage: int, number: int, row: int) -> str:
-    """The words of a quarantine, from the step's own folder."""
-    if stage >= len(folder.stages) or not folder.stages[stage].get("folder"):
-        return ""
-    shard = Shard.at(folder.store, folder.source, number, "")
-    error = shard.column(Column(ERROR, pa.string(), "", folder.stages[stage]["folder"]))[row].as_py()
-    return f" ({error})" if error else ""
 
 
 def step_lines(names: Sequence[str] = ()) -> Iterator[str]:
@@ -181,13 +141,3 @@ def _adds(spec: Spec) -> str:
 
 def _type_name(kind: pa.DataType) -> str:
     return "vector" if kind == step.vector else "image" if kind == step.image else str(kind)
-
-
-def _type(text: str) -> pa.DataType:
-    known = {str(step.vector): step.vector, str(step.image): step.image}
-    if text in known:
-        return known[text]
-    try:
-        return pa.type_for_alias(text)
-    except ValueError:
-        return pa.null()

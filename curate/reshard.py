@@ -8,7 +8,7 @@ stays theirs.
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from curate import files
 from curate.errors import UserError, did_you_mean
+from curate.folder import Folder
 from curate.keep import Keep, parse
 from curate.locations import TABLES
 from curate.measure import Shard, decide
 from curate.pipeline import OWN_COLUMNS, ShardSettings
 from curate.plan import BoundKeep, Column
-from curate.report import Folder
 from curate.schedule import Tasks, drain
 from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
 from curate.source import Source, ingest, parse_source, peek
@@ -177,9 +177,7 @@ def _of_run(root: Path, dropped_too: bool, attempt: str) -> Rows:
         raise UserError(f"{root} is not finished; run its pipeline again first, or take --dropped-too")
     if "image" not in folder.columns:
         raise UserError(f"{root} has no images to put into shards")
-    # The source's own record of its types is the exact one.
-    columns = {n: c if c.folder else replace(c, type=folder.source.columns[c.name]) for n, c in folder.columns.items()}
-    return Rows(store, folder.source, columns, chain)
+    return Rows(store, folder.source, folder.columns, chain)
 
 
 def rows_of_files(source: str, work: Path, attempt: str) -> Rows:

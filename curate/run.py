@@ -156,18 +156,26 @@ def pack(state: Run, blocks: Sequence[Block]) -> None:
     state.drain("shards", Tasks([(Task("pack", block, shard=block.index), []) for block in blocks]))
 
 
-def _stage_record(stage: Stage, binder: Binder) -> dict[str, Any]:
-    clauses = [c.text for c in stage.keep.clauses] if isinstance(stage, KeepUse) else []
-    record: dict[str, Any] = {"what": stage.label, "line": stage.line, "clauses": clauses}
-    if isinstance(stage, StepUse):
-        record["folder"] = next((binder.columns[n].folder for n in stage.adds.values() if n in binder.columns), "")
+def _stage_record(stage: Stage, state: Run) -> dict[str, Any]:
+    """What a reader of the folder needs of a stage: what it is called, its reasons, and of a step its settings and columns."""
+    record: dict[str, Any] = {"what": stage.label, "line": stage.line, "clauses": []}
+    if isinstance(stage, KeepUse):
+        record["clauses"] = [c.text for c in stage.keep.clauses]
+    elif isinstance(stage, TopUse):
+        record["top"] = {"by": stage.by, "fraction": stage.fraction, "of_source": stage.of_source}
+    else:
+        folder = next((state.binder.columns[n].folder for n in stage.adds.values() if n in state.binder.columns), "")
+        below = f"{state.store.root}/"   # weights that the run trained are named from its folder, so that it can be moved
+        settings = {n: v.removeprefix(below) if isinstance(v, str) else v for n, v in stage.settings.items()}
+        record |= {"folder": folder, "step": stage.spec.name, "settings": settings, "reads": dict(stage.reads),
+                   "adds": dict(stage.adds)}
     return record
 
 
 def _record(state: Run) -> None:
     """run.json: what a reader of the folder needs to find columns and states; no times, they are in attempts.jsonl."""
     columns = {n: {**asdict(c), "type": str(c.type)} for n, c in state.binder.columns.items()}
-    stages = [_stage_record(s, state.binder) for s in state.pipeline.stages]
+    stages = [_stage_record(s, state) for s in state.pipeline.stages]
     files.write_json(state.store.root / "run.json", {
         "pipeline": str(state.pipeline.path), "chain": state.binder.chain, "stages": stages, "columns": columns,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "attempt": state.store.attempt}, state.store.attempt)

@@ -24,6 +24,7 @@ LAYERS = """
     local report card search server progress
     training pairs
     run
+    folder
     schedule
     work
     barrier shards
