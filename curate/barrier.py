@@ -17,26 +17,40 @@ from curate import files
 from curate.measure import Report, Shard, WholeShard, Worker, part_table
 from curate.plan import BoundStep, BoundTop, Column
 from curate.step import Chunks
-from curate.store import ALIVE, ERROR
+from curate.store import ALIVE, ERROR, Store
 
 MEMORY = "1GB"
+
+
+def is_done(store: Store, bound: BoundStep | BoundTop) -> bool:
+    """Whether an earlier attempt measured a barrier over exactly these rows."""
+    return _done(store, bound).exists()
+
+
+def _done(store: Store, bound: BoundStep | BoundTop) -> Path:
+    return store.root / "columns" / bound.folder / "done.json"
 
 
 def run_barrier(worker: Worker, bound: BoundStep | BoundTop, chain: str) -> Report:
     """Measure a barrier over all rows alive at the end of `chain`, unless it is done already."""
     begin = time.perf_counter()
     report = Report((bound.id,))
-    done = worker.store.root / "columns" / bound.folder / "done.json"
+    done = _done(worker.store, bound)
     if not done.exists():
-        tables = _top(worker, bound, chain) if isinstance(bound, BoundTop) else _whole(worker, bound, chain)
         measured = 0
-        for number, table in enumerate(tables):
+        for number, table in enumerate(answers(worker, bound, chain)):
             files.write_table(done.parent / f"{number:05d}.000.parquet", table, worker.store.attempt)
             measured += table.num_rows
         files.write_json(done, {"rows": measured, "shards": worker.source.num_shards}, worker.store.attempt)
         report.measured[bound.label] = measured
+        report.step_seconds[bound.label] = time.perf_counter() - begin
     report.seconds = time.perf_counter() - begin
     return report
+
+
+def answers(worker: Worker, bound: BoundStep | BoundTop, chain: str) -> Iterator[pa.Table]:
+    """What a barrier measures, a table a source shard; nothing is written."""
+    return _top(worker, bound, chain) if isinstance(bound, BoundTop) else _whole(worker, bound, chain)
 
 
 def _whole(worker: Worker, bound: BoundStep, chain: str) -> Iterator[pa.Table]:

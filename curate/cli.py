@@ -30,6 +30,36 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run'
 
 
 @app.command(rich_help_panel=BUILD)
+def init(sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Tables with urls, tars, folders of images.")],
+         out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")] = Path("pipeline.yaml"),
+         url: Annotated[str | None, typer.Option("--url", metavar="NAME", help="The column of image urls.")] = None,
+         caption: Annotated[str | None, typer.Option("--caption", metavar="NAME", help="The column of captions.")] = None,
+         uid: Annotated[str | None, typer.Option("--uid", metavar="NAME", help="The column of uids, if there is one.")] = None,
+         ) -> None:
+    """Look at your own files, guess what is what, and write a pipeline over them. Overwrites nothing."""
+    from curate.planning.init import init as write
+
+    for line in write(sources, out, url=url, caption=caption, uid=uid, attempt=secrets.token_hex(4)):
+        print(line)
+
+
+@app.command(rich_help_panel=BUILD)
+def plan(file: PipelineFile, out: Out = None,
+         rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the sample.")] = 1000,
+         on: Annotated[str, typer.Option("--on", metavar="local|ray", help="Where the sample runs.")] = "local",
+         workers: Workers = None,
+         as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+         sets: Sets = []) -> None:  # noqa: B006
+    """What a run will keep, take and cost: a sample of the rows goes through every step, and leaves nothing behind."""
+    from curate.planning.estimate import estimate
+    from curate.planning.estimated import lines
+
+    found = estimate(file, out, rows=rows, on=on, workers=workers, sets=sets, attempt=secrets.token_hex(4))
+    for line in [json.dumps(found.record(), indent=1, ensure_ascii=False)] if as_json else lines(found):
+        print(line)
+
+
+@app.command(rich_help_panel=BUILD)
 def run(file: PipelineFile, out: Out = None, on: On = "ray", workers: Workers = None,
         limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of the source.")] = None,
         until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="Stop after this step.")] = None,
@@ -87,6 +117,48 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", hel
         print(f"{name}  {value:.4f}")
 
 
+@app.command(rich_help_panel=BUILD)
+def index(folder: RunFolder,
+          model: Annotated[str, typer.Option("--model", metavar="PREFIX", help="Whose embeddings. [default: the only]")] = "",
+          recall: Annotated[float, typer.Option("--recall", help="Of the 40 nearest, the share to find.")] = 0.95) -> None:
+    """Make what a run has embedded searchable, kept and dropped rows, with its recall as measured."""
+    from curate.indexed import build
+
+    for line in build(folder, model=model, recall=recall, attempt=secrets.token_hex(4)):
+        print(line)
+
+
+@app.command(rich_help_panel=BUILD)
+def card(folder: RunFolder,
+         check: Annotated[bool, typer.Option("--check", help="Check the one that is there, strictly.")] = False) -> None:
+    """Write the card of a finished run: README.md for the Hugging Face hub and croissant.json, from the run itself."""
+    from curate.cards.card import write_card
+    from curate.cards.publish import check_card
+
+    if not check:
+        for line in write_card(folder, secrets.token_hex(4)):
+            print(line)
+        return
+    wrong, warned = check_card(folder)
+    for line in [*wrong, *(f"mlcroissant warns: {w}" for w in warned)]:
+        print(line)
+    if wrong:
+        raise typer.Exit(1)
+    print(f"{folder / 'card'}: complete, and every file is as it says")
+
+
+@app.command(rich_help_panel=BUILD)
+def publish(folder: RunFolder,
+            to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A folder, or any place that fsspec knows.")],
+            images: Annotated[bool, typer.Option("--with-images/--metadata-only", help="The pictures too, as shards.")] = False,
+            draft: Annotated[bool, typer.Option("--draft", help="Although the card still waits for a human.")] = False) -> None:
+    """Publish a finished run: metadata, uids, card and checksums. The same command goes on where it stopped."""
+    from curate.cards.publish import publish as put
+
+    for line in put(folder, to, with_images=images, draft=draft, attempt=secrets.token_hex(4)):
+        print(line)
+
+
 @app.command(rich_help_panel=LOOK)
 def steps(names: Annotated[list[str] | None, typer.Argument(metavar="[STEP]...", help="Only these.")] = None) -> None:
     """Every step: what it measures, which columns it reads and adds, which settings it takes."""
@@ -107,15 +179,19 @@ def status(folder: RunFolder) -> None:
 
 @app.command(rich_help_panel=LOOK)
 def report(folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """The funnel: rows in and out of every stage, with each reason."""
+    """The funnel: rows in and out of every stage, with each reason; and all of a run as a page, RUN/report/index.html."""
     from curate.report import funnel_lines, funnel_of
 
     funnel = funnel_of(folder)
     if as_json:
         print(json.dumps(funnel, indent=1, ensure_ascii=False))
         return
+    from curate.pages.page import write
+
+    page = write(folder, secrets.token_hex(4))
     for line in funnel_lines(funnel):
         print(line)
+    print(page)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -125,6 +201,45 @@ def why(folder: RunFolder, row: Annotated[str, typer.Argument(metavar="UID|URL",
 
     for line in explain(folder, row):
         print(line)
+
+
+@app.command(rich_help_panel=LOOK)
+def search(folder: RunFolder,
+           text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for.")] = None,
+           k: Annotated[int, typer.Option("--k", help="How many hits, or uids of a query.")] = 10,
+           where: Annotated[str, typer.Option("--where", metavar="EXPRESSION", help="Only rows that pass.")] = "",
+           dropped: Annotated[bool, typer.Option("--dropped", help="Also rows that the run did not keep.")] = False,
+           image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="What looks like this.")] = None,
+           uid: Annotated[str | None, typer.Option("--uid", metavar="UID", help="What looks like this row's picture.")] = None,
+           minus: Annotated[list[str], typer.Option("--minus", metavar="TEXT", help="Away from this.")] = [],  # noqa: B006
+           as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+           out: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Uids: .npy or .parquet.")] = None) -> None:
+    """Search an indexed run by text, picture or row, or browse it; --export takes the uids to `curate shard --uids`."""
+    from curate.answers import export, lines, parts
+    from curate.search import Request, Searcher
+
+    searcher = Searcher.open(folder)
+    request = Request(parts(text, image, uid, minus), k=k, where=where, dropped=dropped, group=out is None)
+    if out is not None:
+        print(export(searcher, request, k if request.parts else searcher.info["rows"], out, secrets.token_hex(4)))
+        return
+    for line in lines(searcher, request, as_json):
+        print(line)
+
+
+@app.command(rich_help_panel=LOOK)
+def serve(folder: RunFolder,
+          host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+          port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+          policy: Annotated[str, typer.Option("--policy", metavar="EXPRESSION", help="What a row must be to be seen.")] = "",
+          model: Annotated[str, typer.Option("--model", metavar="PREFIX", help="The embedder, if the run has several.")] = "",
+          rate: Annotated[float, typer.Option("--rate", min=0.1, help="Searches a second and client.")] = 20,
+          threads: Annotated[int, typer.Option("--threads", min=1, help="Searches at once.")] = 2,
+          names: Annotated[list[str], typer.Option("--name", metavar="HOST", help="A further name it has.")] = []) -> None:  # noqa: B006
+    """Search a run in a browser: by text, picture and example; why each row was kept or dropped."""
+    from curate.server import serve as start
+
+    start(folder, host=host, port=port, policy=policy, model=model, rate=rate, threads=threads, names=names)
 
 
 @app.command(rich_help_panel=MAINTAIN)

@@ -178,6 +178,14 @@ class Chunk:
                        errors={i: e for i, e in self.errors.items() if i < rows},
                        places=self.places and self.places[:rows], image_ids=self.image_ids and self.image_ids[:rows])
 
+    def take(self, rows: Sequence[int]) -> "Chunk":
+        """These rows of it, in this order."""
+        index = pa.array(rows, pa.int64())
+        return replace(self, rows=len(rows), fields={n: c.take(index) for n, c in self.fields.items()},
+                       errors={new: self.errors[old] for new, old in enumerate(rows) if old in self.errors},
+                       places=self.places and [self.places[i] for i in rows],
+                       image_ids=self.image_ids and [self.image_ids[i] for i in rows])
+
 
 def chunk_of(fields: Iterable[tuple[str, tuple[pa.Array, list[int]]]], rows: int, errors: dict[int, str],
              is_text: bool = False) -> Chunk:

@@ -19,14 +19,16 @@ from curate.plan import Column
 from curate.source import Source
 from curate.store import ERROR, REPEATED, STATE_NAMES, Kept, Store
 
-EMBEDDER = "clip_embed"
 STATE, REASON = "state", "reason"
 """The two columns that `Folder.table` adds to those asked for."""
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A use of `clip_embed`: its model, the weights that measured this run last, and the names of its columns."""
+    """A use of `clip_embed`: its model, the weights that measured this run last, and the names of its columns.
+
+    Of a step of the user's own, model, weights and text are empty where it has none.
+    """
 
     prefix: str
     model: str
@@ -66,10 +68,12 @@ class Folder:
 
     @cached_property
     def embedders(self) -> tuple[Embedder, ...]:
-        """The models that measured this run, in the order of the pipeline."""
-        uses = [s for s in self.stages if s.get("step") == EMBEDDER and s["adds"]["image_emb"] in self.columns]
-        return tuple(Embedder(s["what"].partition(" as ")[2], s["settings"]["model"], self._located(s["settings"]["pretrained"]),
-                              s["adds"]["image_emb"], s["adds"]["text_emb"]) for s in uses)
+        """What embedded this run's pictures, in the order of the pipeline: `clip_embed`, or any step that adds `image_emb`."""
+        uses = [s for s in self.stages if (name := s.get("adds", {}).get("image_emb")) in self.columns
+                and self.columns[name].type == step.vector]
+        return tuple(Embedder(s["what"].partition(" as ")[2], s["settings"].get("model", ""),
+                              self._located(s["settings"].get("pretrained", "")), s["adds"]["image_emb"],
+                              s["adds"].get("text_emb", "")) for s in uses)
 
     def is_through(self, number: int) -> bool:
         """Whether a shard is through all stages."""
@@ -111,7 +115,7 @@ class Folder:
 
     def _located(self, weights: str) -> str:
         inside = self.root / weights
-        return str(inside) if inside.exists() else weights
+        return str(inside) if weights and inside.exists() else weights
 
 
 def _type(store: Store, source: Source, column: dict[str, Any]) -> pa.DataType:

@@ -22,7 +22,8 @@ FOLDER = "folder"
 
 KINDS = {"pairs": ("url", "caption", "uid", "header"), "shards": ("url", "caption", "uid"),
          "images": ("path", "root", "url", "caption", "uid", "header")}
-ALL_KINDS = ("shard_rows", "limit")
+COUNTS = ("shard_rows", "limit")
+ALL_KINDS = (*COUNTS, "ignore")
 
 
 class Names(NamedTuple):
@@ -47,18 +48,22 @@ class SourceSettings:
     root: str | None = None
     """the folder that names in `path` start from; without it the table's own"""
     header: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    """columns of the user's that stay out, because a step measures what is called the same"""
     shard_rows: int = 10_000
     limit: int | None = None
 
     @property
     def meaning(self) -> dict[str, Any]:
         """What may not change between two runs into one folder: everything but where the files lie."""
-        return {n: list(v) if n == "header" else v for n, v in asdict(self).items() if n not in ("where", "base")}
+        found = {n: v for n, v in asdict(self).items() if n not in ("where", "base", "ignore")}
+        return {**found, "header": list(self.header), "uid": self.names.uid,
+                **({"ignore": sorted(self.ignore)} if self.ignore else {})}
 
     @property
     def names(self) -> Names:
-        """The columns of a chunk that mean something."""
-        return Names(self.url, self.caption or "caption", self.uid)
+        """The columns of a chunk that mean something. A sample's own `uid` is its uid, if it has one (DataComp's, and ours)."""
+        return Names(self.url, self.caption or "caption", self.uid or (None if self.kind == "pairs" else "uid"))
 
 
 def parse_source(settings: Mapping[str, Any], base: Path = Path()) -> SourceSettings:
@@ -84,8 +89,9 @@ def parse_source(settings: Mapping[str, Any], base: Path = Path()) -> SourceSett
     defaults: dict[str, Any] = {"pairs": {"url": "url", "caption": "caption"}, "shards": {"url": "url"},
                                 "images": {"path": "path"}}[kind]
     named = {name: _text(settings, name) for name in ("url", "caption", "uid", "path", "root") if settings.get(name) is not None}
-    counts = {name: _count(settings, name) for name in ALL_KINDS if settings.get(name) is not None}
-    return SourceSettings(kind=kind, where=where, base=base, header=_texts(settings, "header"), **{**defaults, **named, **counts})
+    counts = {name: _count(settings, name) for name in COUNTS if settings.get(name) is not None}
+    return SourceSettings(kind=kind, where=where, base=base, header=_texts(settings, "header"), ignore=_texts(settings, "ignore"),
+                          **{**defaults, **named, **counts})
 
 
 def _text(settings: Mapping[str, Any], name: str) -> str:

@@ -5,6 +5,7 @@ states are written once, at the end of the segment.
 """
 
 import errno
+import sys
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +38,15 @@ class BadAnswer(TypeError):
 
 @dataclass
 class Report:
-    """What one task did: rows measured by step, rows alive at its end."""
+    """What one task did: rows measured by step and the seconds they took (models loaded before), rows alive at its end."""
 
     key: tuple[Any, ...]
     measured: dict[str, int] = field(default_factory=dict)
+    step_seconds: dict[str, float] = field(default_factory=dict)
     alive: int = 0
     seconds: float = 0.0
+    gpu_peak_bytes: int = 0
+    """the most memory that torch ever held on this process's GPU; 0 without one"""
 
 
 class Shard:
@@ -128,7 +132,7 @@ class Worker:
         shard = Shard.at(self.store, self.source, number, segment.chain_in)
         for stage in segment.stages:
             if isinstance(stage, BoundStep):
-                report.measured[stage.label] = self.measure(stage, shard, retry)
+                self.measure(stage, shard, retry, report)
             else:
                 decide(stage, shard)
         self.finish(segment, shard, report, begin)
@@ -140,21 +144,24 @@ class Worker:
         self.store.write_kept(segment.chain_out, shard.number, shard.kept, uids)
         report.alive = len(shard.kept.alive)
         report.seconds = time.perf_counter() - begin
+        report.gpu_peak_bytes = _gpu_peak_bytes()
 
-    def measure(self, bound: BoundStep, shard: Shard, retry: bool) -> int:
-        """Measure the alive rows that have every input and no value yet; how many these were."""
+    def measure(self, bound: BoundStep, shard: Shard, retry: bool, report: Report) -> None:
+        """Measure the alive rows that have every input and no value yet; `report` is told how many these were."""
         spec = bound.spec()
         rows = self._missing(bound, spec, shard, retry)
+        report.measured[bound.label] = len(rows)
         if len(rows):
             call = _caller(bound, spec, self.instance(bound))
+            begin = time.perf_counter()
             batches = (rows[i : i + spec.batch] for i in range(0, len(rows), spec.batch))
             parts = [self._batch(bound, spec, shard, batch, call) for batch in batches]
+            report.step_seconds[bound.label] = time.perf_counter() - begin
             table = pa.concat_tables(parts)
             _refuse_total_failure(bound, table)
             self.store.write_part(bound.folder, shard.number, table)
             shard.forget(bound.folder)
         quarantine(bound, shard)
-        return len(rows)
 
     def _missing(self, bound: BoundStep, spec: Spec, shard: Shard, retry: bool) -> np.ndarray:
         has = shard.measured(bound.folder)
@@ -305,6 +312,12 @@ def _reraise_machine_trouble(bound: BoundStep, error: Exception) -> None:
     trouble = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NOT_THE_DATA)
     if trouble or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
         raise RunStopped(f"step '{bound.label}': {type(error).__name__}: {error}") from error
+
+
+def _gpu_peak_bytes() -> int:
+    """What torch held at most on this process's GPU; 0 where no step has touched one. Never loads torch."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_initialized() else 0
 
 
 def _same_image_together(bound: BoundStep, shard: Shard, rows: np.ndarray) -> np.ndarray:

@@ -38,11 +38,12 @@ Record = tuple[int, Sequence[str] | str]
 """Line number and the record's fields, or why it has none."""
 
 
-def read_table(file: SourceFile, rows: int, header: Sequence[str] = ()) -> Iterator[Chunk]:
+def read_table(file: SourceFile, rows: int, header: Sequence[str] = (), group: int | None = None) -> Iterator[Chunk]:
     """Chunks of `rows` rows; the first comes even if it is empty, for its columns. `header` names the columns of a csv or tsv
-    file that has no header line. Raises Unreadable, or what Arrow and gzip raise, for one that is broken."""
+    file that has no header line, `group` the one row group of a parquet file that is read. Raises Unreadable, or what Arrow and
+    gzip raise, for one that is broken."""
     if file.format == "parquet":
-        yield from _parquet(file, rows)
+        yield from _parquet(file, rows, group)
         return
     with file.open() as raw, gzip.open(raw) if file.is_gzip else raw as stream:
         text = io.TextIOWrapper(cast(IO[bytes], stream), "utf-8-sig", "surrogateescape", newline="\n")
@@ -54,7 +55,7 @@ def read_table(file: SourceFile, rows: int, header: Sequence[str] = ()) -> Itera
             yield from _delimited(_csv_records(text) if file.format == "csv" else _tsv_records(text), rows, header)
 
 
-def _parquet(file: SourceFile, rows: int) -> Iterator[Chunk]:
+def _parquet(file: SourceFile, rows: int, group: int | None) -> Iterator[Chunk]:
     with ExitStack() as stack:
         source: Any = file.path
         if file.is_remote or file.is_gzip:
@@ -65,7 +66,7 @@ def _parquet(file: SourceFile, rows: int) -> Iterator[Chunk]:
             source = spool
         parquet = stack.enter_context(pq.ParquetFile(source, pre_buffer=False, buffer_size=BLOCK))
         names = _unique(parquet.schema_arrow.names)
-        batches = parquet.iter_batches(batch_size=rows)
+        batches = parquet.iter_batches(batch_size=rows, row_groups=None if group is None else [group])
         first = next(batches, pa.RecordBatch.from_pylist([], parquet.schema_arrow))
         while first is not None:
             yield columns.chunk_of(zip(names, map(columns.plain, first.columns), strict=True), len(first), {})

@@ -52,15 +52,20 @@ def statuses(folder: Folder) -> Counter[str]:
 
 
 def status_lines(root: Path) -> Iterator[str]:
-    """How far a run is: a line a column folder with the shards that have it, then what is finished."""
+    """How far a run is: a line a step with the shards that have it, then what is finished.
+
+    Behind a barrier that was not reached nothing has its identity yet: such steps have not begun.
+    """
     folder = Folder.open(root)
     shards = folder.source.num_shards
     yield f"{root}: {folder.source.num_rows:,} rows in {shards} source shards, pipeline {folder.pipeline}"
-    for name in dict.fromkeys(c.folder for c in folder.columns.values() if c.folder):
-        have = {p.name.split(".")[0] for p in (root / "columns" / name).glob("*.parquet")}
-        yield f"  {name.rpartition('-')[0]:24} {len(have)} of {shards} shards"
+    steps = [stage for stage in folder.stages if "step" in stage]
+    for stage in steps:
+        have = {p.name.split(".")[0] for p in (root / "columns" / stage["folder"]).glob("*.parquet")} if stage["folder"] else ()
+        yield f"  {stage['what']:24} " + (f"{len(have)} of {shards} shards" if stage["folder"] else "not begun")
     through = sum(folder.store.has_kept(folder.chain, s) for s in range(shards))
-    yield f"  {'through all stages':24} {through} of {shards} shards"
+    so_far = all(stage["folder"] for stage in steps)
+    yield f"  {'through all stages' if so_far else 'through those begun':24} {through} of {shards} shards"
     manifest = files.read_json(root / "shards" / "manifest.json")
     if manifest is not None:
         yield f"  {'finished shards':24} {len(manifest['shards'])}, {manifest['rows']:,} rows"

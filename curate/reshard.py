@@ -26,7 +26,7 @@ from curate.pipeline import OWN_COLUMNS, ShardSettings
 from curate.plan import BoundKeep, Column
 from curate.schedule import Tasks, drain
 from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
-from curate.source import Source, ingest, parse_source, peek
+from curate.source import Source, ingest, parse_source
 from curate.store import DROPPED, Store
 from curate.work import Task
 
@@ -184,21 +184,10 @@ def rows_of_files(source: str, work: Path, attempt: str) -> Rows:
     """Tars, else a folder or a table of images; read anew, because what an earlier attempt knew may not be true any more."""
     path = Path(source)
     is_images = path.suffix in TABLES or (path.is_dir() and not any(path.rglob("*.tar")))
-    settings = _with_own_uids({"images" if is_images else "shards": source})
     store = Store(work, attempt)
     shutil.rmtree(store.source, ignore_errors=True)
-    rows = ingest(parse_source(settings), store.source, attempt)
+    rows = ingest(parse_source({"images" if is_images else "shards": source}), store.source, attempt)
     return Rows(store, rows, {n: Column(n, t, f"source.{n}") for n, t in {**OWN_COLUMNS, **rows.columns}.items()})
-
-
-def _with_own_uids(settings: dict[str, Any]) -> dict[str, Any]:
-    """`source:` with the uids that tars or a table bring, where they do (DataComp's)."""
-    named = {**settings, "uid": "uid"}
-    try:
-        peek(parse_source(named))
-    except UserError:      # there is none; if anything else is wrong, reading will say it again
-        return settings
-    return named
 
 
 def _refuse_itself(source: Source, out: Path) -> None:

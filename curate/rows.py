@@ -6,6 +6,7 @@
 """
 
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,8 @@ NO_TEXT = pa.scalar(None, string)
 OURS = ("uid", "image_id", "url", "caption", "image", "source_error")
 
 
-def shard_table(chunk: Chunk, names: Names, file: int, first: int) -> pa.Table:
-    """The table of one shard from a chunk whose first row is row `first` of file number `file`.
+def shard_table(chunk: Chunk, names: Names, file: int, first: int, ignore: Collection[str] = ()) -> pa.Table:
+    """The table of one shard from a chunk whose first row is row `first` of file number `file`, without the columns `ignore`.
 
     Raises Unreadable where a column with a meaning holds what is no text.
     """
@@ -35,7 +36,7 @@ def shard_table(chunk: Chunk, names: Names, file: int, first: int) -> pa.Table:
     if places is not None:
         table["image"] = places
     table["source_error"] = _errors(chunk, image_ids if places is None else places, captions)
-    for name in [n for n in chunk.fields if n not in names]:
+    for name in [n for n in chunk.fields if n not in names and n not in ignore]:
         column = chunk.fields[name]
         while name.lower() in {*OURS, *(n.lower() for n in table)}:
             name = f"source_{name}"

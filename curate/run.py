@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from curate import files, funnel
+from curate.barrier import is_done
+from curate.pace import Pace
 from curate.pipeline import OWN_COLUMNS, Pipeline
 from curate.plan import Binder, BoundKeep, Column, WeightsId, spans
 from curate.schedule import Tasks, drain, segment_tasks
-from curate.shards import Block, plan_blocks, write_manifest, write_subset
+from curate.shards import Block, is_packed, plan_blocks, write_manifest, write_subset
 from curate.source import Source, ingest, parse_source
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.store import Store
@@ -38,12 +40,13 @@ class Watcher(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run did: the funnel, the rows measured by step in this attempt, the state at the end."""
+    """What a run did: the funnel, the rows measured by step in this attempt and what they took, the state at the end."""
 
     funnel: list[dict[str, Any]]
     measured: Counter[str]
     chain: str
     columns: dict[str, Column]
+    pace: Pace
     manifest: dict[str, Any] | None = None
     unfinished: str = ""
 
@@ -65,6 +68,7 @@ class Run:
     part: tuple[int, int] | None = None
     retry: bool = False
     measured: Counter[str] = field(default_factory=Counter)
+    pace: Pace = field(default_factory=Pace)
 
     def drain(self, name: str, tasks: Tasks) -> None:
         """Run a group of tasks and show it."""
@@ -74,6 +78,7 @@ class Run:
                 self.watcher.told(answer.statuses)
             else:
                 self.measured.update(answer[1].measured)
+                self.pace.add(answer[1])
                 self.watcher.task(answer[0], answer[1].seconds)
 
     def shards_of_part(self) -> list[int]:
@@ -90,7 +95,7 @@ def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, wat
     binder = Binder({**OWN_COLUMNS, **source.columns}, pipeline.path.parent, weights_id)
     state = Run(pipeline, store, source, pool, binder, watcher, part, retry)
     decided = _stages(state)
-    outcome = Outcome([], state.measured, binder.chain, binder.columns)
+    outcome = Outcome([], state.measured, binder.chain, binder.columns, state.pace)
     if not decided:
         outcome.unfinished = "this part is done as far as it goes without the others; run without --part when all parts are"
         return outcome
@@ -126,7 +131,8 @@ def _barrier(state: Run, index: int, stage: StepUse | TopUse) -> Sequence[tuple[
     """Run a barrier over the rows alive now; for `top`, the keep that its mask decides is the next stage."""
     alive = [state.store.kept_footer(state.binder.chain, shard)[0] for shard in range(state.source.num_shards)]
     bound, keep = state.binder.barrier(index, stage, files.digest(alive), state.source.num_distinct)
-    state.drain(stage.label, Tasks([(Task("whole", bound, chain=state.binder.chain), [])]))
+    done = is_done(state.store, bound)
+    state.drain(stage.label, Tasks([(Task("whole", bound, chain=state.binder.chain), ())] * (not done), skipped=int(done)))
     return [(index, keep)] if keep else []
 
 
@@ -153,7 +159,8 @@ def _pack(state: Run) -> dict[str, Any] | None:
 
 def pack(state: Run, blocks: Sequence[Block]) -> None:
     """Write the blocks of a set of shards, in parallel."""
-    state.drain("shards", Tasks([(Task("pack", block, shard=block.index), []) for block in blocks]))
+    missing = [block for block in blocks if not is_packed(block)]
+    state.drain("shards", Tasks([(Task("pack", block, shard=block.index), []) for block in missing], len(blocks) - len(missing)))
 
 
 def _stage_record(stage: Stage, state: Run) -> dict[str, Any]:

@@ -86,14 +86,19 @@ def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, sha
 
     for index, segment in enumerate(segments):
         for shard in shards:
-            lends = segment.kind == "fetch" and bool(source.borrowers(shard))   # rows of a new file may want its images
-            if store.has_kept(segment.chain_out, shard) and not lends and not retry:
+            if store.has_kept(segment.chain_out, shard) and not _lends(index, segments, source, store, shard) and not retry:
                 skipped += 1
             elif any(map(out_of_reach, needs := _needs(index, segments, source, shard))):
                 left_out.add((index, shard))
             else:
                 waits.append((Task(segment.kind, segment, shard, index, retry=retry), needs))
     return Tasks(waits, skipped)
+
+
+def _lends(index: int, segments: Sequence[Segment], source: Source, store: Store, shard: int) -> bool:
+    """Whether a shard may have to fetch more images than it did: rows of a new file that borrow them are not through yet."""
+    end = segments[-1].chain_out if index < len(segments) - 1 else ""
+    return segments[index].kind == "fetch" and any(not end or not store.has_kept(end, b) for b in source.borrowers(shard))
 
 
 def _needs(index: int, segments: Sequence[Segment], source: Source, shard: int) -> list[Place]:

@@ -134,8 +134,13 @@ def pack_block(worker: Worker, block: Block) -> Report:
         except OSError as error:
             raise RunStopped(f"cannot write {block.folder}/{tar.number:05d}.tar: {error}; run the same command again") from error
     report.measured["shards"] = sum(tar.rows for tar in missing)
-    report.seconds = time.perf_counter() - begin
+    report.seconds = report.step_seconds["shards"] = time.perf_counter() - begin
     return report
+
+
+def is_packed(block: Block) -> bool:
+    """Whether all tars of a block are there as they should be."""
+    return all(_is_packed(block.folder, tar) for tar in block.tars)
 
 
 def _is_packed(folder: Path, tar: Tar) -> bool:

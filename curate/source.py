@@ -33,9 +33,11 @@ from curate.rows import shard_table
 from curate.tar import BadTar
 
 PEEK_ROWS = 100
+Pick = Callable[[Chunk], Sequence[int]]
+"""Chooses rows of a chunk, ascending."""
 ANEW = "a source only grows; use another --out"
 
-__all__ = ["Part", "Source", "SourceSettings", "find_files", "ingest", "parse_source", "peek"]
+__all__ = ["Part", "Source", "SourceSettings", "find_files", "ingest", "ingest_sample", "parse_source", "peek", "tables"]
 
 def find_files(settings: SourceSettings) -> list[SourceFile]:
     """The files a source consists of now, in order. Raises UserError where there is none."""
@@ -54,41 +56,46 @@ def peek(settings: SourceSettings) -> dict[str, pa.DataType]:
     """
     schema = None
     for number, file in enumerate(find_files(settings)):
-        with closing(_tables(settings, file, number, PEEK_ROWS, samples.Seen())) as tables:
-            table = next(tables)
+        with closing(tables(settings, file, number, PEEK_ROWS, samples.Seen())) as found:
+            table = next(found)
         schema = columns.merged(schema, table.schema)
         if len(table):
             break
     return {f.name: f.type for f in columns.settled(schema)}
 
 
-def _tables(settings: SourceSettings, file: SourceFile, number: int, rows: int,
-            seen: samples.Seen) -> Generator[pa.Table, None, None]:
+def tables(settings: SourceSettings, file: SourceFile, number: int, rows: int, seen: samples.Seen, group: int | None = None,
+           pick: Pick | None = None) -> Generator[pa.Table, None, None]:
     """The shards of file `number` of the source, as tables of `rows` rows; the first comes even if it is empty.
 
-    Raises UserError, naming the file, where it is broken or lacks a column.
+    `group` reads one row group of a parquet file only. With `pick` a table holds those rows of each chunk that it chooses: what
+    a sample leaves out is not hashed. Raises UserError, naming the file, where it is broken or lacks a column.
     """
     root = locations.find_folder(settings.root, settings.base) if settings.root else Path(file.path).parent
-    with _refusing(file):
+    with refusing(file):
         first = 0
-        for chunk in _chunks(settings, file, rows, seen):
+        for chunk in _chunks(settings, file, rows, seen, group):
             if first == 0:
                 _check_columns(settings, file, chunk)
+            read = chunk.rows
+            if pick is not None:
+                chunk = chunk.take(pick(chunk))
             if settings.path and file.format != locations.FOLDER:
                 chunk = samples.with_pictures(chunk, settings.path, root)
-            yield shard_table(chunk, settings.names, number, first)
-            first += chunk.rows
+            yield shard_table(chunk, settings.names, number, first, settings.ignore)
+            first += read
 
 
-def _chunks(settings: SourceSettings, file: SourceFile, rows: int, seen: samples.Seen) -> Iterator[Chunk]:
+def _chunks(settings: SourceSettings, file: SourceFile, rows: int, seen: samples.Seen,
+            group: int | None = None) -> Iterator[Chunk]:
     reader = samples.READERS.get(file.format)
     if reader is None:
-        return readers.read_table(file, rows, settings.header)
+        return readers.read_table(file, rows, settings.header, group)
     return reader(file, rows, samples.Wanted(settings.caption, settings.url), seen)
 
 
 @contextmanager
-def _refusing(file: SourceFile) -> Iterator[None]:
+def refusing(file: SourceFile) -> Iterator[None]:
     """Everything that a broken file makes a reader raise, as one line for the user."""
     try:
         yield
@@ -104,7 +111,7 @@ def _check_columns(settings: SourceSettings, file: SourceFile, chunk: Chunk) -> 
     if file.format in samples.READERS:
         required = {settings.caption, settings.uid, settings.url if settings.url != "url" else None}
     else:
-        required = {*settings.names, settings.path}
+        required = {settings.names.url, settings.names.caption, settings.uid, settings.path}
     missing = sorted(n for n in required if n and n not in chunk.fields)
     if missing and (chunk.fields or chunk.rows):
         raise UserError(f"'{file.shown}' has no column '{missing[0]}'{did_you_mean(missing[0], chunk.fields)}")
@@ -115,7 +122,7 @@ def _fingerprint(settings: SourceSettings, file: SourceFile) -> str:
     if file.format not in samples.READERS:
         return files.file_digest(Path(file.path))
     seen = samples.Seen()
-    with _refusing(file):
+    with refusing(file):
         for _ in _chunks(settings, file, settings.shard_rows, seen):
             pass
     return seen.hexdigest()
@@ -282,8 +289,8 @@ def ingest(settings: SourceSettings, folder: Path, attempt: str, limit: int | No
 
 
 def _check_settings(source: Source, settings: SourceSettings) -> None:
-    for name, now in settings.meaning.items():
-        before = source.settings[name]
+    for name in {**source.settings, **settings.meaning}:
+        before, now = source.settings.get(name), settings.meaning.get(name)
         if before != now:
             was, is_ = ("not set" if value is None else repr(value) for value in (before, now))
             raise UserError(f"source: {name} was {was} in '{source.folder.parent}', now it is {is_}; {ANEW}")
@@ -334,10 +341,10 @@ def _read(source: Source, settings: SourceSettings, file: SourceFile, attempt: s
     stamp, seen, schema, rows = file.stamp(), samples.Seen(), source.stored, 0
     left = None if settings.limit is None else settings.limit - source.num_rows
     shards = itertools.count(source.num_shards)
-    tables = _tables(settings, file, len(source.parts), settings.shard_rows, seen)
-    with closing(tables), ThreadPoolExecutor(1) as writer:  # one shard is written while the next one is hashed
+    found = tables(settings, file, len(source.parts), settings.shard_rows, seen)
+    with closing(found), ThreadPoolExecutor(1) as writer:  # one shard is written while the next one is hashed
         writing: Future[Any] = writer.submit(int)
-        for table in tables:
+        for table in found:
             table = table[:left - rows] if left is not None else table
             schema, rows = columns.merged(schema, table.schema), rows + len(table)
             writing.result()
@@ -354,6 +361,21 @@ def _read(source: Source, settings: SourceSettings, file: SourceFile, attempt: s
     sha256 = None if not whole else seen.hexdigest() if file.format in samples.READERS else files.file_digest(Path(file.path))
     part = Part(file.path, *stamp, sha256, rows, source.num_shards, next(shards) - source.num_shards)
     return replace(source, parts=(*source.parts, part), stored=schema)
+
+
+def ingest_sample(settings: SourceSettings, folder: Path, attempt: str, table: pa.Table) -> Source:
+    """A source of only these rows in an empty `folder`: for `ingest` it is one whose files have all been read."""
+    size = settings.shard_rows
+    shards = [table[at:at + size] for at in range(0, len(table), size)]
+    for number, shard in enumerate(shards):
+        files.write_table(folder / f"{number:05d}.parquet", shard, attempt)
+    first, *others = find_files(settings)
+    parts = (Part(first.path, *first.stamp(), None, len(table), 0, len(shards)),
+             *(Part(f.path, *f.stamp(), None, 0, len(shards), 0) for f in others))
+    repeated = owners.write(folder, len(shards), attempt)
+    source = Source(folder, settings.meaning, parts, table.schema.remove_metadata(), len(shards), repeated)
+    _save(source, attempt)
+    return source
 
 
 def _remove_strays(source: Source) -> None:

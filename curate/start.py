@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from curate import files, progress
 from curate.errors import UserError
 from curate.loop import first_of_loop, run_rounds
 from curate.pipeline import Pipeline, load
+from curate.progress import Quiet
 from curate.report import funnel_lines
 from curate.run import Outcome, run
 from curate.store import Store
@@ -27,8 +28,8 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
     if part is not None and pipeline.loop is not None:
         raise UserError("--part shares out shards, but the rounds of a loop need them all; run the loop without --part")
     store = Store(out, attempt)
-    trainer = _trainer(pipeline, store)
-    with store.lock(f"{part[0]}/{part[1]}" if part else ""), _ended_by_sigterm(), _swept(store):
+    trainer = trainer_of(pipeline, store)
+    with store.lock(f"{part[0]}/{part[1]}" if part else ""), ended_by_sigterm(), _swept(store):
         store.probe()
         if part is None:
             files.sweep(out)
@@ -56,6 +57,7 @@ class Session:
     limit: int | None = None
     part: tuple[int, int] | None = None
     retry: bool = False
+    watch: Callable[[], Quiet] = progress.watcher
 
     def __post_init__(self) -> None:
         self.weights = WeightsIds(self.store)
@@ -63,7 +65,7 @@ class Session:
 
     def __call__(self, pipeline: Pipeline, *, pack: bool) -> Outcome:
         """Run a pipeline; the executor lives as long as the run, so that a training has the machine to itself."""
-        watcher = progress.watcher()
+        watcher = self.watch()
         pool = _pool(self.on, self.store.root, self.store.attempt, self.workers)
         try:
             outcome = run(pipeline, self.store, pool, self.weights, watcher, limit=self.limit, part=self.part, retry=self.retry,
@@ -77,7 +79,7 @@ class Session:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does: workers first, then with exit code 143."""
     def stop(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -101,7 +103,7 @@ def _swept(store: Store) -> Iterator[None]:
         files.sweep(store.root, store.attempt)
 
 
-def _trainer(pipeline: Pipeline, store: Store) -> Trainer | None:
+def trainer_of(pipeline: Pipeline, store: Store) -> Trainer | None:
     if pipeline.train is None:
         return None
     return Trainer(store, pipeline.train, pipeline.loop.model if pipeline.loop else "", pipeline.where("train"))

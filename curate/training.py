@@ -38,6 +38,7 @@ class Trainer:
             config = from_mapping({**self._settings, "data": "checked later"})
         except ConfigError as error:
             raise UserError(f"train: {error}", self._where) from None
+        self.config = config
         self.config_digest = files.digest(config.identity())
         self.untrained = f"random:{config.seed}" if config.init is None else config.init
 

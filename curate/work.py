@@ -162,6 +162,7 @@ class Fetcher:
             table = table.append_column(ERROR, pa.nulls(table.num_rows, pa.string()))
             worker.store.write_part(bound.folder, task.shard, table)
             discard_parts(tar)
+            report.step_seconds[bound.label] = time.perf_counter() - begin
         report.measured[bound.label] = len(items)
         worker.finish(segment, Shard.at(worker.store, worker.source, task.shard, segment.chain_in), report, begin)
         return report

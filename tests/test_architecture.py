@@ -2,9 +2,9 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,17 +17,25 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
     __main__
     cli
+    planning
     start
     loop
     judge
-    cluster reshard
-    local report card search server progress
+    cluster reshard cards pages
+    server
+    guard messages
+    local report progress
     training pairs
     run
+    answers
+    search
+    encoder ranking
+    query lookup
+    indexed
     folder
     schedule
     work
-    barrier shards
+    barrier shards pace
     measure
     plan funnel
     pipeline
@@ -38,9 +46,9 @@ LAYERS = """
     steps
     collect
     step store index fetch
-    tar images addresses columns locations owners document
+    tar images addresses columns locations owners document limits sketch
     files
-    errors
+    errors units
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""
 
@@ -68,6 +76,7 @@ EVERYTHING = {"except:", "Exception", "BaseException"}
 WRITERS: dict[str, str] = {
     "curate/files.py": "the one helper that writes",
     "curate/store.py": "opens its lock files, which hold no data",
+    "curate/cards/target.py": "publishes to object stores, which know no rename: a file appears there when it is closed",
 }
 """Files of `curate` that open something for writing, with the reason."""
 
@@ -284,8 +293,6 @@ print(sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
 
 
 def test_help_is_light() -> None:
-    if not (ROOT / "curate" / "cli.py").exists():
-        pytest.skip("there is no command line yet")
     runs = [helped() for _ in range(3)]
     loaded = set(ast.literal_eval(runs[0][1]))
     assert not loaded & HEAVY, f"curate --help loads {sorted(loaded & HEAVY)}"
@@ -293,9 +300,13 @@ def test_help_is_light() -> None:
 
 
 def helped() -> tuple[float, str]:
-    """Seconds that `curate --help` takes in a fresh interpreter, its start included, and what it says on standard error."""
-    start = time.perf_counter()
+    """Seconds of CPU that `curate --help` takes in a fresh interpreter, its start included, and its last line on standard error.
+
+    On an idle machine that is also how long it takes; the clock on the wall would tell of whatever else is running.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
-    return time.perf_counter() - start, done.stderr.splitlines()[-1]
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stderr.splitlines()[-1]

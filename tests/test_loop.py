@@ -14,8 +14,12 @@ import pytest
 
 from curate.errors import UserError
 from curate.pipeline import load
-from tests.running import tree
-from tests.train.toys import caption, scene
+from tests.running import environment, tree
+from tests.site.make import make
+from tests.site.server import serve
+from tests.train.toys import caption, scene, write_tar
+from train.config import from_mapping
+from train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = """\
@@ -50,9 +54,9 @@ def write_site(folder: Path, rows: int = 120) -> None:
     (folder / "pipeline.yaml").write_text(PIPELINE.replace("caption: caption,", "caption: caption, url: url,"))
 
 
-def start(folder: Path, out: str) -> "subprocess.Popen[str]":
-    """`curate run` on two processes."""
-    command = [sys.executable, "-m", "curate", "run", "pipeline.yaml", "--on", "local", "--workers", "2", "--out", out]
+def start(folder: Path, out: str, on: str = "local") -> "subprocess.Popen[str]":
+    """`curate run` on two workers."""
+    command = [sys.executable, "-m", "curate", "run", "pipeline.yaml", "--on", on, "--workers", "2", "--out", out]
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
     return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -62,8 +66,8 @@ SAME = ("shards", "funnel.json", "rounds.json")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_rounds_are_recorded_resumed_and_the_same_after_kills(tmp_path: Path) -> None:
-    """Three rounds (fewer where one is not promoted), nothing done twice, same bytes when killed in training and in measuring."""
+def test_rounds_are_recorded_resumed_and_the_same_after_kills_and_on_ray(tmp_path: Path) -> None:
+    """Three rounds, or fewer where one is not promoted; nothing done twice; same bytes when killed in training or measuring."""
     write_site(tmp_path)
     said, complaints = start(tmp_path, "whole").communicate()
     assert "rows in" in said, complaints
@@ -79,6 +83,9 @@ def test_rounds_are_recorded_resumed_and_the_same_after_kills(tmp_path: Path) ->
     assert 0 < held_out < 60
     again, _ = start(tmp_path, "whole").communicate()
     assert "measured now: nothing" in again
+
+    _, complaints = start(tmp_path, "ray", on="ray").communicate()
+    assert tree(tmp_path / "ray", *SAME) == tree(tmp_path / "whole", *SAME), complaints
 
     for moment in ("training", "measuring"):
         process = start(tmp_path, moment)
@@ -99,6 +106,53 @@ def wait_for(out: Path, moment: str, process: "subprocess.Popen[str]") -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"never came to {moment}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_laion_like_runs_with_stand_in_weights(tmp_path: Path) -> None:
+    """The pipeline as it is shipped, over a faulty web, with a small model for the published ones: both models named by --set."""
+    make(tmp_path / "site", 500, seed=5, mismatch=.22)
+    checkpoint = stand_in(tmp_path)
+    with serve(tmp_path / "site") as site:
+        pool = pq.read_table(site.pool).rename_columns({"url": "URL", "caption": "TEXT"})
+        (tmp_path / "urls").mkdir()
+        pq.write_table(pool, tmp_path / "urls/0.parquet")
+        sets = [f"source.pairs={tmp_path}/urls/*.parquet", "download.allow_private=[127.0.0.0/8]", "ref.model=curate-conv-64",
+                f"ref.pretrained={checkpoint}", "loop.model=curate-conv-64", f"loop.first={checkpoint}", "held_out.share=0.2",
+                "train.samples_seen=640", "train.batch=32", "train.tensorboard=false", "loop.trainings=1"]
+        command = [sys.executable, "-m", "curate", "run", str(ROOT / "pipelines/laion_like.yaml"), "--on", "local"]
+        done = subprocess.run([*command, "--out", "out", *(word for s in sets for word in ("--set", s))], cwd=tmp_path, text=True,
+                              capture_output=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    funnel = {e["what"]: e for e in json.loads((tmp_path / "out/funnel.json").read_text())}
+    truth = pq.read_table(tmp_path / "site/truth.parquet").to_pylist()
+    repeated = sum(row["kind"] == "repeated_row" for row in truth)
+    assert funnel["source"]["kept"] == len(truth) - repeated
+    english = funnel["keep num_chars >= 5 and lang = 'en'"]
+    assert english["dropped"] >= sum(row["kind"] == "foreign" for row in truth)
+    gone = funnel["keep status = 'ok' and num_bytes >= 5000"]["clauses"][0]["dropped"]
+    assert gone == sum(row["expected_status"] != "ok" for row in truth)
+    threshold = funnel["keep ref_clip_cos >= 0.28"]
+    assert 0 < threshold["kept"] < threshold["in"] and threshold["unknown"] == 0
+    top = funnel["keep top 0.3 by loop_clip_cos"]
+    assert top["kept"] == int(0.3 * top["in"]) > 0
+    rounds = json.loads((tmp_path / "out/rounds.json").read_text())
+    assert [r["round"] for r in rounds] == [0, 1] and rounds[0]["weights"] == str(checkpoint)
+    manifest = json.loads((tmp_path / "out/shards/manifest.json").read_text())
+    assert manifest["rows"] == top["kept"]
+
+
+def stand_in(folder: Path) -> Path:
+    """A checkpoint for the published weights: trained a little on the site's clean pictures with their right captions."""
+    truth = pq.read_table(folder / "site/truth.parquet").to_pylist()
+    clean = [(row["url"].rpartition("/")[2], row["caption"]) for row in truth if row["kind"] == "clean"]
+    members = [m for name, text in clean
+               for m in ((name, (folder / "site/site" / name).read_bytes()), (name.replace(".jpg", ".txt"), text.encode()))]
+    write_tar(folder / "clean/00000.tar", members)
+    settings = {"model": "curate-conv-64", "data": str(folder / "clean/00000.tar"), "samples_seen": 3000, "batch": 64, "lr": 1e-3,
+                "threads": 1, "tensorboard": False}
+    return folder / "stand_in" / train(from_mapping(settings), folder / "stand_in").checkpoint
 
 
 WRONG = [

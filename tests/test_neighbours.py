@@ -5,6 +5,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import warnings
@@ -20,7 +21,9 @@ import webdataset
 from PIL import Image
 
 from tests.benchmarks import peer_venv
-from tests.running import run_here, write_pipeline
+from tests.running import environment, run_here, write_pipeline
+from tests.site.make import make
+from tests.site.server import serve
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (0, 0, 0), (255, 255, 255)]
 
@@ -104,6 +107,35 @@ def test_what_img2datasets_own_writer_writes_is_a_source(tmp_path: Path, monkeyp
     assert [(row["url"], row["source_key"], text) for row, _, text, _ in found] == [
         (f"http://a.org/{i}.jpg", f"{i:09d}", f"colour {i}") for i in (0, 1, 3, 4, 6, 7)]
     assert [data for _, data, _, _ in found] == [jpeg(COLOURS[i]) for i in (0, 1, 3, 4, 6, 7)]
+
+
+IMG2DATASET = """
+from img2dataset import download
+if __name__ == "__main__":
+    download(url_list="pool.parquet", input_format="parquet", url_col="url", caption_col="caption", output_folder="theirs",
+             output_format="webdataset", image_size=64, processes_count=1, thread_count=4, number_sample_per_shard=40, timeout=5)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_what_img2dataset_downloaded(tmp_path: Path) -> None:
+    """img2dataset's own download of a site where some pages are gone, then `curate train` on its tars as they are."""
+    make(tmp_path / "site", 120, faults={"dead_404": .05, "html": .05})
+    with serve(tmp_path / "site") as site:
+        (tmp_path / "pool.parquet").write_bytes(site.pool.read_bytes())
+        env = {**environment(), "NO_ALBUMENTATIONS_UPDATE": "1"}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMG2DATASET], cwd=tmp_path, env=env, capture_output=True,
+                              text=True, timeout=100)
+    stats = [json.loads(p.read_text()) for p in sorted((tmp_path / "theirs").glob("*_stats.json"))]
+    assert [s["count"] for s in stats] == [40, 40, 40] and sum(s["successes"] for s in stats) == 108, done.stderr[-2000:]
+    (tmp_path / "train.yaml").write_text("{model: curate-conv-64, data: theirs/*.tar, samples_seen: 2 epochs, batch: 36, "
+                                         "threads: 1, log_every: 1, tensorboard: false, eval: {retrieval: theirs/*.tar}}")
+    done = subprocess.run([sys.executable, "-m", "curate", "train", "train.yaml", "--out", "model"], cwd=tmp_path,
+                          env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "model/log.jsonl").read_text().splitlines()]
+    assert [line["samples_seen"] for line in log if "loss" in line] == [36 * n for n in range(1, 7)]
+    assert any("recall_at_10" in line for line in log)
 
 
 TINY = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},

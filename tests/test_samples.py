@@ -86,6 +86,25 @@ def test_the_caption_of_a_tar_may_be_named(tmp_path: Path) -> None:
         take(path, tmp_path / "other", kind="shards", caption="recaptoin")
 
 
+def test_a_sample_brings_its_own_uid(tmp_path: Path) -> None:
+    """DataComp's tars, and ours. A sample without one gets one, whatever its neighbours have; a name that is told must exist."""
+    meta = [{"uid": "a" * 32}, {"uid": "any form"}, {"uid": None}, {}, {"uid": "a" * 32}]
+    members = [(f"{n}.{extension}", data) for n in range(5)
+               for extension, data in (("jpg", PNG + bytes([n])), ("txt", b"text"), ("json", json.dumps(meta[n]).encode()))]
+    source = take(write_tar(tmp_path / "a.tar", members), tmp_path / "out", kind="shards")
+    own = [pid(f"{pid(PNG + bytes([n]))}\0text") for n in range(5)]
+    assert rows_of(source, "uid") == ["a" * 32, "any form", own[2], own[3], "a" * 32]
+    assert source.repeated(0).tolist() == [4]
+    assert "source_uid" not in source.columns
+    take(tmp_path / "a.tar", tmp_path / "out", kind="shards", uid="uid")       # the same source, said in words
+    with pytest.raises(UserError, match="uid was 'uid' in .*, now it is 'key'; a source only grows"):
+        take(tmp_path / "a.tar", tmp_path / "out", kind="shards", uid="key")
+    bare = write_tar(tmp_path / "b.tar", [("1.jpg", PNG), ("1.txt", b"text")])
+    assert rows_of(take(bare, tmp_path / "bare", kind="shards"), "uid") == [pid(f"{pid(PNG)}\0text")]
+    with pytest.raises(UserError, match="b.tar' has no column 'uid'"):
+        take(bare, tmp_path / "other", kind="shards", uid="uid")
+
+
 @pytest.mark.parametrize("cut", [0, 100, 600, 2000, 6144, -513])
 def test_a_tar_that_is_cut_short_is_refused_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     monkeypatch.chdir(tmp_path)

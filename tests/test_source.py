@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from curate import files, owners, readers
 from curate.errors import UserError
-from curate.source import Source, ingest, parse_source
-from tests.sources import TABLES, expected_uids, pid, rows_of, settings_of, take, uid, urls, write_pairs
+from curate.source import Source, ingest, parse_source, peek
+from tests.sources import ROWS, TABLES, expected_uids, pid, rows_of, settings_of, take, uid, urls, write_pairs
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -310,3 +310,14 @@ def test_no_row_is_lost_or_invented(tmp_path_factory: pytest.TempPathFactory, ro
     repeated = {(n, row) for n in range(source.num_shards) for row in source.repeated(n).tolist()}
     assert repeated == {divmod(i, size) for i, one in enumerate(uids) if one in uids[:i]}
     assert source.num_repeated == len(repeated)
+
+
+def test_columns_that_are_ignored_stay_out(tmp_path: Path) -> None:
+    """A step may then measure what is called the same. Which these are is part of what the source is."""
+    write_pairs(tmp_path / "a.parquet", ROWS)
+    source = take(tmp_path / "a.parquet", tmp_path / "out", ignore=["WIDTH", "gone"])
+    assert list(source.columns) == ["uid", "image_id", "url", "caption", "source_error", "SCORE", "TAG"]
+    assert peek(settings_of(tmp_path / "a.parquet", ignore=["WIDTH", "gone"])) == source.columns
+    assert take(tmp_path / "a.parquet", tmp_path / "out", ignore=["gone", "WIDTH"]).digest == source.digest
+    with pytest.raises(UserError, match="ignore was .*, now it is not set; a source only grows; use another --out"):
+        take(tmp_path / "a.parquet", tmp_path / "out")

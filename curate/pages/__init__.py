@@ -1,0 +1,1 @@
+"""The report: one page, without network or script, on which a run can be judged."""
