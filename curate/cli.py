@@ -122,7 +122,7 @@ def index(folder: RunFolder,
           model: Annotated[str, typer.Option("--model", metavar="PREFIX", help="Whose embeddings. [default: the only]")] = "",
           recall: Annotated[float, typer.Option("--recall", help="Of the 40 nearest, the share to find.")] = 0.95) -> None:
     """Make what a run has embedded searchable, kept and dropped rows, with its recall as measured."""
-    from curate.indexed import build
+    from curate.retrieval.indexed import build
 
     for line in build(folder, model=model, recall=recall, attempt=secrets.token_hex(4)):
         print(line)
@@ -215,8 +215,8 @@ def search(folder: RunFolder,
            as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
            out: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Uids: .npy or .parquet.")] = None) -> None:
     """Search an indexed run by text, picture or row, or browse it; --export takes the uids to `curate shard --uids`."""
-    from curate.answers import export, lines, parts
-    from curate.search import Request, Searcher
+    from curate.retrieval.answers import export, lines, parts
+    from curate.retrieval.search import Request, Searcher
 
     searcher = Searcher.open(folder)
     request = Request(parts(text, image, uid, minus), k=k, where=where, dropped=dropped, group=out is None)
@@ -237,7 +237,7 @@ def serve(folder: RunFolder,
           threads: Annotated[int, typer.Option("--threads", min=1, help="Searches at once.")] = 2,
           names: Annotated[list[str], typer.Option("--name", metavar="HOST", help="A further name it has.")] = []) -> None:  # noqa: B006
     """Search a run in a browser: by text, picture and example; why each row was kept or dropped."""
-    from curate.server import serve as start
+    from curate.retrieval.server import serve as start
 
     start(folder, host=host, port=port, policy=policy, model=model, rate=rate, threads=threads, names=names)
 

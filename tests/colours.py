@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from curate.errors import UserError
 from curate.keep import KEPT, evaluate, parse
-from curate.query import BadQuery, Hit, Page, Part, Request
+from curate.retrieval.query import BadQuery, Hit, Page, Part, Request
 
 COLOURS = {"red": (214, 57, 57), "green": (47, 158, 88), "blue": (52, 101, 214), "yellow": (240, 196, 48), "black": (34, 34, 38)}
 SHAPES = ("circle", "square", "triangle")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.index import unit
-from curate.indexed import build
+from curate.retrieval.indexed import build
 from tests.running import run_here, write_pipeline
 
 DIMS = 16

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from curate.guard import Guard
+from curate.retrieval.guard import Guard
 
 
 @contextmanager

@@ -21,17 +21,10 @@ LAYERS = """
     start
     loop
     judge
-    cluster reshard cards pages
-    server
-    guard messages
+    cluster reshard cards pages retrieval
     local report progress
     training pairs
     run
-    answers
-    search
-    encoder ranking
-    query lookup
-    indexed
     folder
     schedule
     work
@@ -46,7 +39,7 @@ LAYERS = """
     steps
     collect
     step store index fetch
-    tar images addresses columns locations owners document limits sketch
+    tar images addresses columns locations owners document sketch
     files
     errors units
 """

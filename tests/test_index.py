@@ -16,7 +16,7 @@ from curate.cli import main
 from curate.errors import UserError
 from curate.folder import Folder
 from curate.index import Matrix, Space
-from curate.search import Request, Searcher
+from curate.retrieval.search import Request, Searcher
 from curate.store import REMOVED
 from tests.embedded import DIMS, drawn, indexed, make_run
 from tests.running import run_here, tree, write_pipeline

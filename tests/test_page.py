@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from curate.guard import Limits
-from curate.server import Settings, create_app
+from curate.retrieval.guard import Limits
+from curate.retrieval.server import Settings, create_app
 from tests.colours import ROWS, SCRIPT, Colours, uid_of
 from tests.running import environment
 from tests.serving import serving

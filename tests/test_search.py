@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate import encoder, images, ranking
+from curate import images
 from curate.cli import main
 from curate.errors import UserError
 from curate.reshard import read_uids
-from curate.search import BadQuery, Hit, Page, Part, Request, Searcher
+from curate.retrieval import encoder, ranking
+from curate.retrieval.search import BadQuery, Hit, Page, Part, Request, Searcher
 from curate.shards import uid_bytes
 from tests.embedded import DIMS, drawn, indexed, make_run
 from tests.running import run_here, write_pipeline
@@ -178,7 +179,8 @@ def test_lists_that_were_not_looked_at_come_behind(made: Path, tmp_path: Path, m
         assert all_pages(searcher, request, [37, 9]) == whole
 
 
-def test_a_narrow_condition_is_searched_exactly_where_that_is_cheap(made: Path, tmp_path: Path) -> None:
+def test_a_condition_is_searched_exactly_where_that_is_cheap(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "EXACT", 800)
     root = shutil.copytree(made, tmp_path / "run")
     indexed(root, flat_values=0, recall=0.3)
     page = Searcher.open(root).search(Request((vector(1),), where="n % 4 < 3", group=False))

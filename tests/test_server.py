@@ -25,11 +25,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from curate.cli import main
-from curate.guard import CSP, Guard, Limits
-from curate.limits import Busy, Hosts, Slots, Tokens
-from curate.query import Part
 from curate.reshard import read_uids
-from curate.server import Settings, create_app
+from curate.retrieval.guard import CSP, Guard, Limits
+from curate.retrieval.limits import Busy, Hosts, Slots, Tokens
+from curate.retrieval.query import Part
+from curate.retrieval.server import Settings, create_app
 from curate.shards import UID_PAIR, uid_bytes
 from tests.colours import DROPPED_BY, ROWS, SCRIPT, WORDS, Colours, uid_of
 from tests.serving import serving
@@ -417,7 +417,7 @@ def test_all_bodies_together_are_bounded() -> None:
 
 
 def test_a_body_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curate.guard.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("curate.retrieval.guard.BODY_SECONDS", 0.2)
     with serving(application(Colours())) as port:
         head = f"POST /v1/search HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\n{{".encode()
         assert raw(port, head) == "HTTP/1.1 408 Request Timeout"

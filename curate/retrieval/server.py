@@ -39,16 +39,16 @@ from starlette.exceptions import HTTPException
 
 from curate import files, images
 from curate.errors import UserError
-from curate.guard import Guard, Limits, Refused, problem
 from curate.images import BadImage, Fit
-from curate.limits import Busy, Hosts, Slots, retry_after
-from curate.messages import ExportBody, Problem, SearchAnswer, SearchBody, read
-from curate.query import BadQuery, Part
-from curate.query import Request as Asked
+from curate.retrieval.guard import Guard, Limits, Refused, problem
+from curate.retrieval.limits import Busy, Hosts, Slots, retry_after
+from curate.retrieval.messages import ExportBody, Problem, SearchAnswer, SearchBody, read
+from curate.retrieval.query import BadQuery, Part
+from curate.retrieval.query import Request as Asked
 from curate.shards import UID_PAIR, uid_bytes
 
 if TYPE_CHECKING:
-    from curate.search import Searcher
+    from curate.retrieval.search import Searcher
 
 T = TypeVar("T")
 WEB = Path(__file__).parent / "web"
@@ -67,7 +67,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "Too many searches at once (Retry-After), or the index cannot answer."},
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none, or none that may be seen."}}
-log = logging.getLogger("curate.server")
+log = logging.getLogger("curate.retrieval.server")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def serve(root: Path, *, host: str, port: int, policy: str, model: str, rate: fl
     """
     import uvicorn
 
-    from curate.search import Searcher
+    from curate.retrieval.search import Searcher
 
     searcher = Searcher.open(root, model=model, policy=policy)
     settings = Settings(Hosts(host, names), Limits(rate=rate, burst=3 * rate), threads)

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.errors import UserError
-from curate.indexed import BATCH, PICTURE, VECTOR, kind_of
 from curate.keep import KEPT, Keep, evaluate
+from curate.retrieval.indexed import BATCH, PICTURE, VECTOR, kind_of
 from curate.shards import UID_BYTES, uid_bytes
 from curate.store import STATE_NAMES
 
@@ -42,6 +42,10 @@ class Groups:
     def rows(self, number: int) -> Ints:
         """The rows of one group."""
         return self._rows[self._start[number] : self._start[number + 1]].astype(np.int64)
+
+    def size(self, number: int) -> int:
+        """How many rows a group has."""
+        return int(self._start[number + 1] - self._start[number])
 
     def expand(self, numbers: Ints) -> tuple[Ints, Ints]:
         """All rows of these groups, and for each the place of its group in `numbers`."""
@@ -95,10 +99,16 @@ class Rows:
         return row if self.shown(row)["uid"] == uid else None     # a uid of another form is found by its hash
 
     def shown(self, row: int) -> dict[str, Any]:
-        """What a hit shows: uid, caption, url, width_px, height_px, state, reason, image."""
+        """What a hit shows: uid, caption, url, width_px, height_px, state, reason."""
         batch = bisect_right(self._starts, row) - 1
         place = row - self._starts[batch]
-        return {name: column[place].as_py() for name, column in self._batches[batch].items()}
+        return {name: column[place].as_py() for name, column in self._batches[batch].items() if name != "image"}
+
+    def image(self, row: int) -> dict[str, Any] | None:
+        """Where a row's picture lies."""
+        batch = bisect_right(self._starts, row) - 1
+        ref: dict[str, Any] | None = self._batches[batch]["image"][row - self._starts[batch]].as_py()
+        return ref
 
     def uid(self, row: int) -> str:
         """A row's uid."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from curate import images
 from curate.images import BadImage
-from curate.query import MAX_PARTS, MAX_TEXT, BadQuery, Hit, Page, Part, Request
+from curate.retrieval.query import MAX_PARTS, MAX_TEXT, BadQuery, Hit, Page, Part, Request
 
 MAX_PAGE, MAX_DIMS, MAX_UID, MAX_WHERE, MAX_CURSOR, MAX_EXPORT = 200, 8192, 256, 4000, 4096, 100_000
 """Hits of a page; numbers of a vector; characters of a uid, an expression, a cursor; uids of an export."""

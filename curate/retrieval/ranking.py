@@ -3,8 +3,8 @@
 Rows are ordered by score, then by uid. How the nearest are looked for depends on how many rows are allowed: few are all compared;
 of many, FAISS looks only at those (a selector), in all lists where that costs no more than EXACT; where most are allowed it looks
 at all and the others are left out. An index in lists looks at the more lists the fewer rows are allowed, and when those are used
-up at four times as many, until all are: what it finds then stands behind, whatever its score. Scores are computed anew from the vectors, so they and their order do not
-depend on how far one looks.
+up at four times as many, until all are: what it finds then stands behind, whatever its score. Scores are computed anew from the
+vectors, so they and their order do not depend on how far one looks.
 
 In a grouped list each picture stands once, by its best row. Pictures are the same by the run's own columns (`_picture`); a run
 that has none to say so folds what has a cosine of SAME or more to a hit before it, among BLOCK rows and the hits before them.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.index import SAME_SCORE, Space, scores, selector
-from curate.lookup import Groups, Ints, Mask, Rows
+from curate.retrieval.lookup import Groups, Ints, Mask, Rows
 
 Matrix = NDArray[np.float32]
 BLOCK = 128
@@ -105,7 +105,7 @@ def nearest(space: Space, query: Matrix, allowed: Vectors) -> Iterator[tuple[Int
 def first_probes(space: Space, allowed: Vectors) -> int:
     """All lists where that is cheap; else so many that as many allowed rows are looked at as without a condition.
 
-    The rows that pass a narrow condition lie scattered: the 40 nearest of them are not in the lists where the 40 nearest of all are.
+    The rows that pass a narrow condition lie scattered: their 40 nearest are not in the lists where the 40 nearest of all are.
     """
     if _may_be_exact(space, allowed):
         return space.lists
@@ -161,8 +161,8 @@ class Ranking:
     def _fold(self, pictures: "Pictures", rows: Ints, found: Matrix) -> None:
         first = len(self.found)
         pictures.enter(rows)
-        for place, (row, score) in enumerate(zip(rows.tolist(), found.tolist(), strict=True)):
-            picture = int(self._rows.pictures.of[row])
+        for place, (row, score, picture) in enumerate(zip(rows.tolist(), found.tolist(), self._rows.pictures.of[rows].tolist(),
+                                                          strict=True)):
             if picture in self._seen:
                 self.folded += 1
                 continue
@@ -178,9 +178,9 @@ class Ranking:
         pictures.leave()
 
     def _join(self, hit: Found, picture: int) -> None:
-        rows = self._rows.pictures.rows(picture)
-        if len(rows) == 1 and rows[0] == hit.row:
+        if self._rows.pictures.size(picture) == 1 and self._rows.pictures.of[hit.row] == picture:
             return
+        rows = self._rows.pictures.rows(picture)
         rows = rows[self._allowed.rows[rows] & (rows != hit.row)]
         hit.size += len(rows)
         hit.group += rows[: MAX_GROUP - len(hit.group)].tolist()
@@ -192,26 +192,34 @@ class Pictures:
     def __init__(self, space: Space | None, vectors: Groups | None) -> None:
         self._space, self._vectors = space, vectors
         self._hits = np.empty((0, space.dims if space else 0), np.float32)
+        self._earlier: list[int] = []
+        self._twins: list[bool] = []
 
     def enter(self, rows: Ints) -> None:
         """Begin a block."""
         if self._space is None or self._vectors is None:
+            self._earlier, self._twins = [-1] * len(rows), [False] * len(rows)
             return
         at = self._vectors.of[rows].astype(np.int64)
         self._block = np.zeros((len(rows), self._space.dims), np.float32)
         self._block[at >= 0] = self._space.vectors(at[at >= 0])
-        self._like_hits = self._block @ self._hits.T >= SAME
+        like_hits = self._block @ self._hits.T >= SAME
         self._like_others = self._block @ self._block.T >= SAME
+        if len(self._hits):
+            self._earlier = np.where(like_hits.any(axis=1), like_hits.argmax(axis=1), -1).tolist()
+        else:
+            self._earlier = [-1] * len(rows)
+        self._twins = (self._like_others.sum(axis=1) > 1).tolist()
         self._new: list[int] = []
 
     def near(self, place: int) -> int | None:
         """The first hit that looks like the row at this place of the block; None makes the row a hit itself."""
-        if self._space is None:
-            return None
-        for first, alike in ((0, self._like_hits[place]), (len(self._hits), self._like_others[place, self._new])):
-            if alike.any():
-                return first + int(alike.argmax())
-        self._new.append(place)
+        if self._earlier[place] >= 0:
+            return self._earlier[place]
+        if self._twins[place] and (alike := self._like_others[place, self._new]).any():
+            return len(self._hits) + int(alike.argmax())
+        if self._space is not None:
+            self._new.append(place)
         return None
 
     def leave(self) -> None:

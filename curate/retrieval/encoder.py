@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from curate import images
 from curate.errors import UserError
-from curate.query import BadQuery
+from curate.retrieval.query import BadQuery
 
 MAX_PIXELS = 33_554_432
 """Of a picture that somebody asks about: fewer than of one that is curated, because strangers may send them."""

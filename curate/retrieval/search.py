@@ -19,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from curate import files, images
-from curate.encoder import Encoder
 from curate.errors import UserError
 from curate.folder import Folder
 from curate.index import Space
-from curate.indexed import IMAGE, TEXT, chosen, kind_of, open_manifest
 from curate.keep import DROPPED, KEPT, Keep, evaluate, parse
-from curate.lookup import Ints, Mask, Rows
-from curate.query import BadQuery, Hit, Page, Part, Request, check, combined, cursor, direction, identity, position
-from curate.ranking import Allowed, Found, Matrix, Pictures, Ranking, by_score, by_uid, first_probes, nearest
+from curate.retrieval.encoder import Encoder
+from curate.retrieval.indexed import IMAGE, TEXT, chosen, kind_of, open_manifest
+from curate.retrieval.lookup import Ints, Mask, Rows
+from curate.retrieval.query import BadQuery, Hit, Page, Part, Request, check, combined, cursor, direction, identity, position
+from curate.retrieval.ranking import Allowed, Found, Matrix, Pictures, Ranking, by_score, by_uid, first_probes, nearest
 
 __all__ = ["BadQuery", "Hit", "Page", "Part", "Request", "Searcher"]
 
@@ -156,7 +156,7 @@ class Searcher:
     def image(self, uid: str) -> bytes | None:
         """The stored bytes of a row's picture; None also where it has none."""
         row = self._permitted_row(uid)
-        ref = self.rows.shown(row)["image"] if row is not None else None
+        ref = self.rows.image(row) if row is not None else None
         return images.read(ref, self.folder.root) if ref and ref["file"] else None
 
     def uids(self, request: Request, limit: int) -> list[str]:
@@ -252,10 +252,9 @@ class Searcher:
         return space.looked_at(query, first_probes(space, self._allowed(request).vectors(vectors)))
 
     def _hit(self, found: Found) -> Hit:
-        shown = self.rows.shown(found.row)
-        shown.pop("image")
         score = round(max(-1.0, min(1.0, found.score)), 6)
-        return Hit(score=score, group_size=found.size, group=tuple(self.rows.uid(row) for row in found.group), **shown)
+        return Hit(score=score, group_size=found.size, group=tuple(self.rows.uid(row) for row in found.group),
+                   **self.rows.shown(found.row))
 
 
 def _policy(text: str, rows: Rows) -> Keep:

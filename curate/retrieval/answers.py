@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from curate import files
 from curate.errors import UserError
-from curate.search import Hit, Page, Part, Request, Searcher
+from curate.retrieval.search import Hit, Page, Part, Request, Searcher
 from curate.shards import UID_PAIR, uid_bytes
 
 MAX_TEXT = 200
