@@ -3,9 +3,10 @@
 #
 #   make demo                a faulty web on this machine, cleaned to shards: the funnel in two minutes
 #   make test                the test suite (ARGS="-k download" for a part of it)
-#   make test-slow           the tests that take longer than 10 seconds each
+#   make test-slow           the tests that take longer than 10 seconds each, and those in a browser
 #   make lint types          ruff; mypy --strict on curate/ and train/
 #   make bench [ONLY=name]   benchmarks against the neighbours, into runs/bench.json
+#   make docs                the generated pages of docs/ anew: commands, steps, settings
 #   make lock                requirements.lock anew from pyproject.toml (ARGS=--upgrade for the newest of everything)
 #   make clean               remove what make made; runs/ stays
 #
@@ -31,7 +32,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow lint types bench lock clean
+.PHONY: setup demo test test-slow browser lint types bench docs lock clean
 
 setup: $(READY)
 
@@ -41,8 +42,14 @@ demo: setup
 test: setup
 	$(PY) -m pytest $(ARGS)
 
-test-slow: setup
-	$(PY) -m pytest -m "slow and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
+test-slow: setup browser
+	$(PY) -m pytest -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
+
+# Debian's chromium, where it can be had; where not, the tests that need it skip and say so.
+browser:
+	@[ -x /usr/bin/chromium ] || { command -v apt-get && [ "$$(id -u)" = 0 ] && apt-get install --yes --quiet chromium; } >/dev/null 2>&1 \
+	    || { apt-get update && apt-get install --yes --quiet chromium; } >/dev/null 2>&1 \
+	    || echo "make: no /usr/bin/chromium, and it cannot be installed here; browser tests skip"
 
 lint: setup
 	.venv/bin/ruff check .
@@ -52,6 +59,9 @@ types: setup
 
 bench: setup
 	$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+
+docs: setup
+	$(PY) -m tests.docs
 
 lock: $(UV)
 	$(UV) pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --group dev pyproject.toml \

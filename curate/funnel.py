@@ -18,7 +18,8 @@ def count(store: Store, source: Source, chain: str, stages: Sequence[Stage]) -> 
 
     Raises RuntimeError where in ≠ kept + dropped + unknown + quarantined + removed, at any stage.
     """
-    totals = np.zeros((len(stages) + 2, len(STATE_NAMES), 64), np.int64)   # stage (repeated rows first), state, clause
+    most = max((len(s.keep.clauses) for s in stages if isinstance(s, KeepUse)), default=1)
+    totals = np.zeros((len(stages) + 2, len(STATE_NAMES), most), np.int64)   # stage (repeated rows first), state, clause
     rows = 0
     for shard in range(source.num_shards):
         kept = store.read_kept(chain, shard)

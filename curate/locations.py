@@ -42,16 +42,23 @@ class SourceSettings:
     where: tuple[str, ...]
     base: Path
     url: str | None = None
+    """the column of image urls; of tars, the key in each .json"""
     caption: str | None = None
+    """the column of captions; of tars and pictures, the key or column to take instead of the text beside each picture"""
     uid: str | None = None
+    """the column of the rows' own uids (of tars and pictures `uid`, if there is one); else a hash of url or bytes, and caption"""
     path: str | None = None
+    """the column of a table that names a picture on this machine"""
     root: str | None = None
     """the folder that names in `path` start from; without it the table's own"""
     header: tuple[str, ...] = ()
+    """the names of the columns of csv and tsv files that have no first line with names"""
     ignore: tuple[str, ...] = ()
     """columns of the user's that stay out, because a step measures what is called the same"""
     shard_rows: int = 10_000
+    """rows of a source shard, which is the unit of work and of retry"""
     limit: int | None = None
+    """only the first rows of the source; `--limit` does the same"""
 
     @property
     def meaning(self) -> dict[str, Any]:

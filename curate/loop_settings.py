@@ -21,11 +21,16 @@ class LoopSettings:
     """`loop:` in a pipeline: how often to train, by which held-out figure a round is promoted, what is known of the truth."""
 
     trainings: int
+    """how many trainings at most; the loop ends earlier where a round is not promoted"""
     figure: str
+    """the held-out figure by which a round is promoted"""
     first: str
+    """the weights of round 0, from `first:` of the step that holds the loop's weights"""
     model: str
     truth: Path | None = None
+    """a table with url and caption as in the source, and columns that say which rows are wrong: for figures only"""
     mismatched: Keep | None = None
+    """an expression over that table, true where picture and caption do not belong together"""
 
 
 def loop_settings(value: Any, stages: Sequence[Stage], path: Path, lines: Mapping[str, int]) -> LoopSettings | None:

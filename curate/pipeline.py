@@ -29,7 +29,9 @@ class ShardSettings:
     """`shards:` in a pipeline: rows a tar, and how many source shards share a block that is packed by itself."""
 
     rows: int = 10_000
+    """rows of a tar"""
     block: int = 64
+    """source shards that are packed together: a row that changes rewrites the tars of its block only"""
     write: bool = True
 
 
@@ -39,12 +41,17 @@ class Pipeline:
 
     path: Path
     source: Mapping[str, Any]
+    """where the rows come from"""
     columns: Mapping[str, pa.DataType]
     """what the source brings"""
     stages: tuple[Stage, ...]
+    """steps and keeps, in the order in which they happen"""
     shards: ShardSettings
+    """how the kept rows are packed; `none` packs nothing and leaves subset.parquet and subset.npy, a table and the uids"""
     train: Mapping[str, Any] | None
+    """the settings of a training on what is kept"""
     loop: LoopSettings | None
+    """how often the trained model measures the raw pool again"""
     lines: Mapping[str, int]
 
     def where(self, key: str) -> str:

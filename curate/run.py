@@ -104,7 +104,15 @@ def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, wat
         files.write_json(store.root / "funnel.json", outcome.funnel, store.attempt)
         if pack:
             outcome.manifest = _pack(state)
+            _check_packed(outcome)
     return outcome
+
+
+def _check_packed(outcome: Outcome) -> None:
+    """What was written is counted apart from what was decided. Raises RuntimeError where the two differ."""
+    packed, kept = (outcome.manifest or {}).get("rows"), outcome.funnel[-1]["kept"]
+    if packed is not None and packed != kept:
+        raise RuntimeError(f"the funnel ends with {kept} rows, but the shards hold {packed}")
 
 
 def _stages(state: Run) -> bool:

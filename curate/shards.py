@@ -189,8 +189,8 @@ def _write_tar(worker: Worker, folder: Path, tar: Tar, tables: Iterator[pa.Table
         writer.close()
     files.write_table(parquet, rows, attempt)
     files.write_json(stats, {
-        "file": path.name, "rows": tar.rows, "count": tar.rows, "successes": tar.rows, "failed_to_download": 0,
-        "failed_to_resize": 0, "status_dict": {"success": tar.rows}, "bytes": out.bytes, "sha256": out.sha256.hexdigest(),
+        "file": path.name, "rows": len(rows), "count": len(rows), "successes": len(rows), "failed_to_download": 0,
+        "failed_to_resize": 0, "status_dict": {"success": len(rows)}, "bytes": out.bytes, "sha256": out.sha256.hexdigest(),
         "parquet_sha256": files.file_digest(parquet), "uid_digest": alive_digest(rows["uid"]), "content": tar.content}, attempt)
 
 

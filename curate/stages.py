@@ -54,8 +54,11 @@ class TopUse:
     """A decision by rank: the best `fraction` of the alive rows (or of the source's rows) by a column; ties by uid."""
 
     fraction: float
+    """the share that stays, of the rows that have a value"""
     by: str
+    """the column to rank by: a number, the largest first"""
     of_source: bool
+    """`source` takes the share of the source's rows instead of the rows that are still there"""
     line: int
 
     @property

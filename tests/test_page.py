@@ -292,6 +292,7 @@ def test_everything_by_keyboard(page: "playwright.Page") -> None:
     assert focused() == "picture"
     page.keyboard.press("Enter")
     playwright.expect(page.locator(".chip .face img")).to_have_count(1)
+    playwright.expect(page.locator("#search-view:not([aria-busy])")).to_be_visible()
     page.keyboard.press("/")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("-")

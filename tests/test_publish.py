@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import files
-from curate import publish as module
+from curate.cards import publish as module
 from curate.cards.card import write_card
 from curate.cards.publish import publish
 from curate.cards.target import Local, Target

@@ -31,8 +31,11 @@ class Data:
     """Where pairs come from: webdataset tars, or tables of pictures (file, offset, length below `root`) with captions."""
 
     shards: tuple[str, ...] = ()
+    """tars as webdataset and img2dataset write them"""
     table: tuple[str, ...] = ()
+    """parquet with the columns caption and image {file, offset, length}, instead of tars"""
     root: str = "."
+    """the folder that the files of a table start from"""
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,15 @@ class Config:
     """Everything a training depends on."""
 
     data: Data = setting(data)
+    """the pairs to train on; a pipeline sets it"""
     samples_seen: Length = setting(length)
+    """how many pairs the training sees, whatever the size of the data"""
     model: str = setting(text, "ViT-B-32")
+    """a name of open_clip's, or one of ours; `python -m train --models` lists them"""
     init: str | None = setting(optional(text), None)
+    """weights to start from: a published tag or a checkpoint; null starts from scratch"""
     batch: int = setting(whole(2), 256)
+    """pairs in a step, over all processes together"""
     lr: float = setting(number(0, above=True), 5e-4)
     """at the top of the schedule"""
     lr_image: float = setting(number(0), 1.0)
@@ -204,7 +212,9 @@ class Config:
     warmup: float = setting(number(0), 0.05)
     """steps, or a share of all steps where below 1"""
     weight_decay: float = setting(number(0), 0.2)
+    """AdamW's, on matrices only"""
     betas: tuple[float, float] = setting(two(number(0, 0.99999)), (0.9, 0.98))
+    """AdamW's"""
     clip_grad: float | None = setting(optional(number(0, above=True)), 1.0)
     """largest norm of all gradients together"""
     crop: tuple[float, float] = setting(crop_area, (0.9, 1.0))
@@ -212,9 +222,11 @@ class Config:
     flip: bool = setting(yes_no, False)
     """mirror every second picture; wrong where captions say left and right"""
     seed: int = setting(whole(0), 0)
+    """of the weights at the start, the order of pairs and the crops"""
     precision: str = setting(word("auto", "fp32", "bf16"), "auto")
     """auto: bf16 on a GPU, fp32 on a CPU"""
     eval: Eval = setting(evaluation, Eval())
+    """what is measured while and after training"""
     workers: int = setting(whole(1), 2, operational=True)
     """threads that decode, in each process"""
     cache_mb: int = setting(whole(0), 1024, operational=True)
@@ -226,7 +238,9 @@ class Config:
     keep: int = setting(whole(1), 1, operational=True)
     """how many of the last checkpoints stay"""
     log_every: int = setting(whole(1), 10, operational=True)
+    """steps between two lines of log.jsonl"""
     tensorboard: bool = setting(yes_no, True, operational=True)
+    """write curves for TensorBoard too"""
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on, as plain data; data and init count by content, which their digests say."""
