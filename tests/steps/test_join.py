@@ -11,6 +11,7 @@ import pytest
 from curate.errors import UserError
 from curate.step import load_step, string, vector
 from curate.steps.join import Join
+from tests.running import run_here, write_pipeline, write_pool
 
 
 @pytest.fixture
@@ -150,3 +151,12 @@ def test_files_that_do_not_fit(parquet: str, tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("uid,x\na,1\n")
     (tmp_path / "f.csv").write_text("uid,x\nb,many\n")
     assert mistake(tmp_path, file=str(tmp_path / "[ef].csv")).startswith("step 'join': cannot read DIR/[ef].csv: ")
+
+
+def test_on_in_a_pipeline_is_a_word(tmp_path: Path) -> None:
+    """YAML 1.1 reads the key `on` as true; a pipeline file means the word."""
+    write_pool(tmp_path, ["a dog", "a cat"])
+    pq.write_table(pa.table({"url": ["http://site/1.jpg"], "rating": [7]}), tmp_path / "ratings.parquet")
+    join = f"join: {{file: {tmp_path}/ratings.parquet, on: url, reads: {{uid: url}}, as: their}}"
+    file = write_pipeline(tmp_path, join, "keep: their_rating >= 5")
+    assert run_here(file, tmp_path / "out").funnel[-1]["kept"] == 1
