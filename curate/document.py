@@ -101,7 +101,7 @@ def _construct(node: yaml.Node, at: tuple[Any, ...], lines: dict[tuple[Any, ...]
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            is_word = key_node.tag == "tag:yaml.org,2002:bool"       # `on` and `off` are true and false to YAML 1.1: `join: {on: uid}`
+            is_word = key_node.tag == "tag:yaml.org,2002:bool"       # YAML 1.1 takes the `on` of `join: {on: uid}` for true
             key = key_node.value if is_word else _construct(key_node, (*at, "<key>"), {})
             if key in result:
                 raise yaml.MarkedYAMLError(problem=f"'{key}' stands twice", problem_mark=key_node.start_mark)
