@@ -243,6 +243,15 @@ def serve(folder: RunFolder,
 
 
 @app.command(rich_help_panel=MAINTAIN)
+def heal(folder: RunFolder, on: On = "ray", workers: Workers = None, sets: Sets = []) -> None:  # noqa: B006
+    """Ask again for pictures that failed in a way that may pass, and bring the run up to date with what came."""
+    from curate.start import heal as ask_again
+
+    for line in ask_again(folder, on=on, workers=_workers(workers), sets=sets, attempt=secrets.token_hex(4)):
+        print(line)
+
+
+@app.command(rich_help_panel=MAINTAIN)
 def verify(folder: Annotated[Path, typer.Argument(metavar="RUN|SHARDS", help="A run's folder, or a folder of shards.")]) -> None:
     """Re-hash every shard against the manifest."""
     from curate.shards import verify as check

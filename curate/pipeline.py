@@ -53,6 +53,8 @@ class Pipeline:
     loop: LoopSettings | None
     """how often the trained model measures the raw pool again"""
     lines: Mapping[str, int]
+    sets: tuple[str, ...] = ()
+    """what `--set` changed in it"""
 
     def where(self, key: str) -> str:
         """`file:line` of a top-level key."""
@@ -82,7 +84,8 @@ def load(path: Path, overrides: Sequence[str] = (), until: str | None = None) ->
     train = document.get("train")
     if settings is not None and not isinstance(train, Mapping):
         raise UserError("'loop:' needs 'train:', a map like {samples_seen: 50M}", f"{path}:{top_lines['loop']}")
-    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, train, settings, top_lines)
+    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, train, settings, top_lines,
+                    tuple(overrides))
 
 
 def _cut(stages: tuple[Stage, ...], until: str | None) -> tuple[Stage, ...]:

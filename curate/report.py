@@ -45,9 +45,9 @@ def statuses(folder: Folder) -> Counter[str]:
     total: Counter[str] = Counter()
     if ref is not None and ref.by_image:
         for shard in range(folder.source.num_shards):
-            table = folder.store.read_parts(ref.folder, shard, [ref.name])
-            if table is not None:
-                total.update(table[ref.name].to_pylist())
+            table = folder.store.read_parts(ref.folder, shard, ["image_id", ref.name])
+            if table is not None:       # a part that heals lies over an older one
+                total.update(dict(zip(table["image_id"].to_pylist(), table[ref.name].to_pylist(), strict=True)).values())
     return total
 
 

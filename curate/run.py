@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from curate import files, funnel
 from curate.barrier import is_done
+from curate.heal import reopen
 from curate.pace import Pace
 from curate.pipeline import OWN_COLUMNS, Pipeline
 from curate.plan import Binder, BoundKeep, Column, WeightsId, spans
@@ -67,6 +68,7 @@ class Run:
     watcher: Watcher
     part: tuple[int, int] | None = None
     retry: bool = False
+    heal: bool = False
     measured: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
 
@@ -88,12 +90,12 @@ class Run:
 
 
 def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, watcher: Watcher, *, limit: int | None = None,
-        part: tuple[int, int] | None = None, retry: bool = False, pack: bool = True) -> Outcome:
+        part: tuple[int, int] | None = None, retry: bool = False, heal: bool = False, pack: bool = True) -> Outcome:
     """Take a pipeline from its source to shards. Does only what an earlier attempt has not done. The caller holds the lock."""
     with store.ingest_lock():
         source = ingest(parse_source(pipeline.source, pipeline.path.parent), store.source, store.attempt, limit)
     binder = Binder({**OWN_COLUMNS, **source.columns}, pipeline.path.parent, weights_id)
-    state = Run(pipeline, store, source, pool, binder, watcher, part, retry)
+    state = Run(pipeline, store, source, pool, binder, watcher, part, retry, heal)
     decided = _stages(state)
     outcome = Outcome([], state.measured, binder.chain, binder.columns, state.pace)
     if not decided:
@@ -124,8 +126,11 @@ def _stages(state: Run) -> bool:
             pending.append((len(state.pipeline.stages), _image_is_there(state)))
         segments = state.binder.segments(pending or [(-1, _everything())])
         _record(state)
+        if state.heal:
+            reopen(state.store, state.source, segments)
         names = ", ".join(dict.fromkeys(s.spec.name for _, s in stages if isinstance(s, StepUse)))
-        state.drain(names or "keeps", segment_tasks(segments, state.source, state.store, state.shards_of_part(), state.retry))
+        tasks = segment_tasks(segments, state.source, state.store, state.shards_of_part(), state.retry, state.heal)
+        state.drain(names or "keeps", tasks)
         if barrier is None:
             break
         if state.part is not None:
@@ -192,5 +197,6 @@ def _record(state: Run) -> None:
     columns = {n: {**asdict(c), "type": str(c.type)} for n, c in state.binder.columns.items()}
     stages = [_stage_record(s, state) for s in state.pipeline.stages]
     files.write_json(state.store.root / "run.json", {
-        "pipeline": str(state.pipeline.path), "chain": state.binder.chain, "stages": stages, "columns": columns,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "attempt": state.store.attempt}, state.store.attempt)
+        "pipeline": str(state.pipeline.path), "sets": list(state.pipeline.sets), "chain": state.binder.chain, "stages": stages,
+        "columns": columns, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "attempt": state.store.attempt},
+        state.store.attempt)

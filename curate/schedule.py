@@ -73,7 +73,8 @@ def drain(pool: Pool, tasks: Tasks) -> Iterator[tuple[Task, Report] | Told]:
         yield answer
 
 
-def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, shards: Sequence[int], retry: bool) -> Tasks:
+def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, shards: Sequence[int], retry: bool,
+                  heal: bool = False) -> Tasks:
     """A task for every segment of every shard that is not through it yet.
 
     With `--part` the shards are not all: what waits for a shard of another part that is not ready is left to a later run.
@@ -91,7 +92,7 @@ def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, sha
             elif any(map(out_of_reach, needs := _needs(index, segments, source, shard))):
                 left_out.add((index, shard))
             else:
-                waits.append((Task(segment.kind, segment, shard, index, retry=retry), needs))
+                waits.append((Task(segment.kind, segment, shard, index, retry=retry, heal=heal), needs))
     return Tasks(waits, skipped)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from curate import files, progress
 from curate.errors import UserError
+from curate.folder import Folder
 from curate.loop import first_of_loop, run_rounds
 from curate.pipeline import Pipeline, load
 from curate.progress import Quiet
-from curate.report import funnel_lines
+from curate.report import funnel_lines, statuses
 from curate.run import Outcome, run
 from curate.store import Store
 from curate.training import Trainer
@@ -21,7 +22,7 @@ from curate.work import Pool
 
 
 def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, until: str | None, part: tuple[int, int] | None,
-          retry: bool, sets: Sequence[str], attempt: str) -> Iterator[str]:
+          retry: bool, sets: Sequence[str], attempt: str, heal: bool = False) -> Iterator[str]:
     """Check the pipeline, hold the folder, run, and say in lines what came out."""
     _check_on(on)
     pipeline = load(file, sets, until)
@@ -33,7 +34,7 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
         store.probe()
         if part is None:
             files.sweep(out)
-        session = Session(store, on, workers, limit, part, retry)
+        session = Session(store, on, workers, limit, part, retry, heal)
         trained = ""
         start_of_loop = first_of_loop(pipeline)
         if pipeline.loop is None or trainer is None or start_of_loop is None:
@@ -47,6 +48,22 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
         yield f"trained: {out / trained}"
 
 
+def heal(root: Path, *, on: str, workers: int, sets: Sequence[str], attempt: str) -> Iterator[str]:
+    """Ask again for pictures of a run that failed in a way that may pass, with the pipeline and the settings that it ran with."""
+    record = files.read_json(root / "run.json")
+    if record is None:
+        raise UserError(f"{root} holds no run (there is no {root / 'run.json'})")
+    folder = Folder.open(root)
+    before, limit = statuses(folder), folder.source.settings["limit"]
+    if not before:
+        raise UserError(f"{root} has downloaded nothing, so there is nothing to ask for again")
+    yield from start(Path(record["pipeline"]), root, on=on, workers=workers, limit=limit, until=None, part=None, retry=False,
+                     sets=[*record["sets"], *sets], attempt=attempt, heal=True)
+    after = statuses(Folder.open(root))
+    changed = [f"{name} {before[name]:,} → {after[name]:,}" for name in sorted({*before, *after}) if before[name] != after[name]]
+    yield "healed: " + (", ".join(changed) or "nothing came that had not come")
+
+
 @dataclass
 class Session:
     """What all runs of one command share: folder, executor, options; and what they measured together."""
@@ -57,6 +74,7 @@ class Session:
     limit: int | None = None
     part: tuple[int, int] | None = None
     retry: bool = False
+    heal: bool = False
     watch: Callable[[], Quiet] = progress.watcher
 
     def __post_init__(self) -> None:
@@ -69,7 +87,8 @@ class Session:
         pool = _pool(self.on, self.store.root, self.store.attempt, self.workers)
         try:
             outcome = run(pipeline, self.store, pool, self.weights, watcher, limit=self.limit, part=self.part, retry=self.retry,
-                          pack=pack)
+                          heal=self.heal, pack=pack)
+            self.heal = False       # the rounds of a loop ask once
         finally:
             pool.close()
             watcher.close()

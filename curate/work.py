@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from curate.barrier import run_barrier
 from curate.collect import collect, discard_parts
 from curate.errors import CurateError
+from curate.heal import may_come
 from curate.measure import Report, Shard, Worker
 from curate.plan import BoundStep, BoundTop, Segment
 from curate.shards import Block, pack_block
@@ -47,6 +48,8 @@ class Task:
     segment: int = 0
     chain: str = ""
     retry: bool = False
+    heal: bool = False
+    """of a fetch: ask again for what failed in a way that may pass"""
 
     @property
     def name(self) -> str:
@@ -152,7 +155,7 @@ class Fetcher:
         report = Report((segment.chain_out, task.shard))
         for part in worker.store.parts(bound.folder, task.shard):
             discard_parts(worker.store.images(bound.folder) / f"{part.stem}.tar")
-        items = missing_images(worker, segment, bound, task.shard)
+        items = missing_images(worker, segment, bound, task.shard, task.heal)
         if items:
             part = worker.store.next_part(bound.folder, task.shard)
             tar = worker.store.images(bound.folder) / f"{part.stem}.tar"
@@ -168,11 +171,15 @@ class Fetcher:
         return report
 
 
-def missing_images(worker: Worker, segment: Segment, bound: BoundStep, number: int) -> list[tuple[str, str]]:
-    """(image_id, url) of the images that this shard owns, some alive row needs, and nobody has fetched, in row order."""
+def missing_images(worker: Worker, segment: Segment, bound: BoundStep, number: int, heal: bool = False) -> list[tuple[str, str]]:
+    """(image_id, url) of the images that this shard owns, some alive row needs, and nobody has fetched, in row order.
+
+    With `heal` those that failed in a way that may pass count as not fetched.
+    """
     url = next(iter(bound.reads.values()))
-    present = worker.store.read_parts(bound.folder, number, ["image_id"])
+    present = worker.store.read_parts(bound.folder, number, ["image_id", *(["status"] if heal else [])])
     have = set(present["image_id"].to_pylist()) if present is not None else set()
+    have -= may_come(present) if heal else set()
     foreign = worker.source.owners(number)
     items: dict[str, str] = {}
     for image_id, address in _alive_images(worker, segment.chain_in, number, url):

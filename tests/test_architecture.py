@@ -28,7 +28,7 @@ LAYERS = """
     folder
     schedule
     work
-    barrier shards pace
+    barrier shards pace heal
     measure
     plan funnel
     pipeline

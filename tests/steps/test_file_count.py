@@ -15,7 +15,8 @@ def count(*shards: Sequence[tuple[str, str]]) -> list[list[tuple[int, int]]]:
     """(file_urls, file_hosts) of (sha256, url) rows."""
     files = Chunks(lambda: (pa.array([f for f, _ in rows], pa.string()) for rows in shards))
     urls = Chunks(lambda: (pa.array([u for _, u in rows], pa.string()) for rows in shards))
-    return [list(zip(v["file_urls"].tolist(), v["file_hosts"].tolist(), strict=True)) for v in file_count(files, urls, memory_gb=1)]
+    answers = file_count(files, urls, memory_gb=1)
+    return [list(zip(v["file_urls"].tolist(), v["file_hosts"].tolist(), strict=True)) for v in answers]
 
 
 def test_exact_over_shards() -> None:
