@@ -14,6 +14,7 @@ from curate.keep import KEPT, evaluate, parse
 from curate.measure import Shard
 from curate.step import REQUIRED, Spec, known_steps, load_step
 from curate.store import ALIVE, STATE_NAMES
+from curate.verdict import ended
 
 _STATES = STATE_NAMES[1:]
 
@@ -42,13 +43,7 @@ def funnel_lines(funnel: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def statuses(folder: Folder) -> Counter[str]:
     """How many fetched images ended in which status."""
     ref = folder.columns.get("status")
-    total: Counter[str] = Counter()
-    if ref is not None and ref.by_image:
-        for shard in range(folder.source.num_shards):
-            table = folder.store.read_parts(ref.folder, shard, ["image_id", ref.name])
-            if table is not None:       # a part that heals lies over an older one
-                total.update(dict(zip(table["image_id"].to_pylist(), table[ref.name].to_pylist(), strict=True)).values())
-    return total
+    return ended(folder.store, folder.source, ref.folder) if ref is not None and ref.by_image else Counter()
 
 
 def status_lines(root: Path) -> Iterator[str]:

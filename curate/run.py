@@ -17,12 +17,13 @@ from curate.barrier import is_done
 from curate.heal import reopen
 from curate.pace import Pace
 from curate.pipeline import OWN_COLUMNS, Pipeline
-from curate.plan import Binder, BoundKeep, Column, WeightsId, spans
+from curate.plan import Binder, BoundKeep, BoundStep, Column, Segment, WeightsId, spans
 from curate.schedule import Tasks, drain, segment_tasks
 from curate.shards import Block, is_packed, plan_blocks, write_manifest, write_subset
 from curate.source import Source, ingest, parse_source
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.store import Store
+from curate.verdict import Verdict, ended, judge, least_of
 from curate.work import Pool, Task, Told
 
 
@@ -75,9 +76,11 @@ class Run:
     def drain(self, name: str, tasks: Tasks) -> None:
         """Run a group of tasks and show it."""
         self.watcher.stage(name, tasks.total, tasks.skipped)
+        verdict = Verdict(least_of(self.pipeline.stages))
         for answer in drain(self.pool, tasks):
             if isinstance(answer, Told):
                 self.watcher.told(answer.statuses)
+                verdict.told(answer.statuses)
             else:
                 self.measured.update(answer[1].measured)
                 self.pace.add(answer[1])
@@ -131,6 +134,7 @@ def _stages(state: Run) -> bool:
         names = ", ".join(dict.fromkeys(s.spec.name for _, s in stages if isinstance(s, StepUse)))
         tasks = segment_tasks(segments, state.source, state.store, state.shards_of_part(), state.retry, state.heal)
         state.drain(names or "keeps", tasks)
+        _judge(state, segments)
         if barrier is None:
             break
         if state.part is not None:
@@ -138,6 +142,14 @@ def _stages(state: Run) -> bool:
         pending = list(_barrier(state, *barrier))
     _record(state)
     return state.part is None
+
+
+def _judge(state: Run, segments: Sequence[Segment]) -> None:
+    """Stop after a download that got too little, also where an earlier attempt made it."""
+    for segment in segments:
+        first = segment.stages[0]
+        if segment.kind == "fetch" and isinstance(first, BoundStep) and "status" in first.types:
+            judge(ended(state.store, state.source, first.folder), least_of(state.pipeline.stages))
 
 
 def _barrier(state: Run, index: int, stage: StepUse | TopUse) -> Sequence[tuple[int, BoundKeep]]:

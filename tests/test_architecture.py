@@ -28,7 +28,7 @@ LAYERS = """
     folder
     schedule
     work
-    barrier shards pace heal
+    barrier shards pace heal verdict
     measure
     plan funnel
     pipeline

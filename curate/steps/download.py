@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from curate.fetch import DENY, Fetcher, Limits
 from curate.images import BadImage, Encoding, Fit, ResizeMode, check_quality, encode, extension, load
 from curate.step import Operational, bool_, fetch, float32, image, int32, int64, string
@@ -21,7 +23,7 @@ class Download:
     Sizes are of the upright picture (EXIF orientation applied), `exif_gps` says whether the file told a position; nothing of
     its metadata is stored. Names and modes are img2dataset's. The defaults differ from its `border` and upscaling: by
     `keep_ratio_largest` and only if bigger, nothing is stored that was not in the picture, and no picture is longer than
-    `image_size`.
+    `image_size`. Where less than the share `min_success` of 100 urls or more is ok, the run stops and says why.
     """
 
     def __init__(self, *, image_size: int = 256, resize_mode: ResizeMode = "keep_ratio_largest",
@@ -33,7 +35,8 @@ class Download:
                  per_host: Annotated[int, Operational] = 4, decoders: Annotated[int, Operational] = 0,
                  part_images: Annotated[int, Operational] = 512,
                  allow_private: Annotated[list[str] | None, Operational] = None, user_agent: Annotated[str, Operational] = "",
-                 contact: Annotated[str, Operational] = "") -> None:
+                 contact: Annotated[str, Operational] = "",
+                 min_success: Annotated[float, Field(ge=0, le=1), Operational] = 0.05) -> None:
         check_quality(encode_format, encode_quality)
         self.concurrency, self.per_host, self.part_images = concurrency, per_host, part_images
         self._fit = Fit(image_size, resize_mode, resize_only_if_bigger)
