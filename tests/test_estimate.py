@@ -95,6 +95,7 @@ def size_of(folder: Path, pattern: str = "*") -> int:
     return sum(p.stat().st_size for p in folder.rglob(pattern) if p.is_file())
 
 
+@pytest.mark.slow
 def test_rows_are_where_the_intervals_say(planned: Estimate, ran: tuple[Path, Outcome]) -> None:
     """At every stage but those that look for duplicates, of which the plan says that it understates them."""
     actual = {entry["what"]: entry["kept"] for entry in ran[1].funnel}
@@ -107,6 +108,7 @@ def test_rows_are_where_the_intervals_say(planned: Estimate, ran: tuple[Path, Ou
     assert actual[last.what] <= last.high
 
 
+@pytest.mark.slow
 def test_bytes_are_what_comes(planned: Estimate, ran: tuple[Path, Outcome]) -> None:
     """Pictures, shards and traffic within a third; columns, whose small files weigh more, within a factor of two."""
     out, outcome = ran
@@ -144,6 +146,7 @@ def test_what_a_run_has_already_is_not_planned_again(web: Web, ran: tuple[Path, 
     assert any(f"are in {out} already" in line for line in lines(found))
 
 
+@pytest.mark.slow
 def test_the_plan_in_words(planned: Estimate) -> None:
     said = list(lines(planned))
     assert said[0].endswith("pipeline.yaml: 400 of 1,100 rows, drawn at random from all of them (seed 0)")
