@@ -6,7 +6,7 @@
 - Only to addresses that were checked (`addresses`); redirects are followed by hand and each hop is checked again.
 - One deadline for all a url costs, one for an attempt; a limit on bytes; a least speed. Waiting in our own queues does not count.
 - A place at the host is taken before a place among all, and only the host's own is held for Retry-After: it costs only itself.
-- X-Robots-Tag is read before the body. No cookies, no credentials, no proxies of the environment, no compression.
+- Opt-outs in headers (`opt_out`) are read before the body. No cookies, credentials, proxies of the environment or compression.
 
 `status` is ok or one of: bad_url bad_scheme private_address dns connect tls timeout slow too_many_redirects bad_redirect http_404
 http_410 http_429 http_4xx http_5xx http_other bad_http opt_out too_large compressed wrong_type empty.
@@ -20,7 +20,7 @@ import math
 import re
 import resource
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,18 +32,12 @@ from yarl import URL
 
 from curate.addresses import Failure, Network, Resolver, check_literal, lookup, parse_url
 from curate.errors import UserError
+from curate.opt_out import DENY, opted_out, reservation
 
 TOKEN = "curate"
 """The name that a site's opt-out can address."""
 ACCEPT = "image/jpeg,image/png,image/webp,image/gif;q=0.9,*/*;q=0.1"
 MAX_REDIRECTS = 5
-
-DENY = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
-"""X-Robots-Tag directives that forbid us to take a picture; `none` means noindex, nofollow."""
-_HARMLESS = frozenset({"all", "index", "follow", "nofollow", "noarchive", "nocache", "nosnippet", "noodp", "noydir",
-                       "notranslate", "nositelinkssearchbox", "nopagereadaloud", "indexifembedded"})
-_VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
-_KNOWN = DENY | _HARMLESS | _VALUED
 
 _OUT_OF_HANDLES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -102,42 +96,6 @@ class Outcome:
     final_url: str = ""
     attempts: int = 0
     seconds: float = 0.0
-
-
-def opted_out(values: Iterable[str], user_agent_token: str, deny: Set[str] = DENY, strict: bool = False) -> str | None:
-    """The directive by which X-Robots-Tag header lines forbid us the picture, or None.
-
-    Directives are separated by commas; `name: directive` addresses those from there to the next name, or the end of the line, to
-    one robot only, unless the name takes a value itself (`max-image-preview: large`). Case does not matter. With `strict` an
-    unknown directive forbids too.
-    """
-    for value in values:
-        ours = True
-        for part in re.split("[,;]", value.lower()):
-            scope, words = _directives(part.strip())
-            if scope is not None:
-                ours = scope.partition("/")[0] in (user_agent_token.lower(), "*")
-            for word in words if ours else ():
-                if word in deny:
-                    return word
-                if strict and word not in _KNOWN:
-                    return f"unknown directive {word}"
-    return None
-
-
-def _directives(part: str) -> tuple[str | None, list[str]]:
-    """(robot addressed from here on or None, directives without value) of one part between commas."""
-    name, colon, rest = (piece.strip() for piece in part.partition(":"))
-    if re.match(r"\d+[ -]", part):                          # the second half of a date with a comma
-        return None, []
-    if not colon:
-        return None, part.split()
-    if name in _VALUED or name.startswith("max-"):
-        return None, []
-    first = re.split(r"[:\s]", rest, maxsplit=1)[0]
-    if " " in name or (first and first not in _KNOWN):
-        return None, [name]                                 # an unknown directive with a value, not a robot's name
-    return name, [] if first in _VALUED else rest.split()
 
 
 @dataclass
@@ -322,9 +280,13 @@ class Fetcher:
             raise Failure("too_large", f"{response.content_length} bytes", http_status=status)
 
     def _check_opt_out(self, response: aiohttp.ClientResponse) -> None:
+        if not self.limits.deny:
+            return
         said = opted_out(response.headers.getall("X-Robots-Tag", []), self.limits.token, self.limits.deny, self.limits.strict)
-        if said and self.limits.deny:
+        if said:
             raise Failure("opt_out", f"X-Robots-Tag: {said}", http_status=response.status)
+        if reserved := reservation(response.headers.getall("tdm-reservation", []), self.limits.strict):
+            raise Failure("opt_out", f"tdm-reservation: {reserved}", http_status=response.status)
 
     async def _body(self, response: aiohttp.ClientResponse, end: float) -> bytes:
         """The whole body. Raises Failure as soon as it is too large, too slow or not what is wanted."""

@@ -39,7 +39,7 @@ LAYERS = """
     steps
     collect
     step store index fetch
-    tar images addresses columns locations owners document sketch
+    tar images addresses opt_out columns locations owners document sketch
     files
     errors units
 """
@@ -49,7 +49,7 @@ SIDEWAYS: dict[tuple[str, str], str] = {
 }
 """(importer, imported) on the same line, with the reason."""
 
-STEPS_MAY_IMPORT = {"step", "columns", "images", "fetch", "index", "errors"}
+STEPS_MAY_IMPORT = {"step", "columns", "images", "fetch", "opt_out", "index", "errors"}
 """What a step may know of `curate`; `train.models` besides, but only inside a function."""
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

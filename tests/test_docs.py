@@ -19,8 +19,9 @@ import yaml
 
 from curate.cli import app
 from curate.document import LOOP_KEYS, TOP_KEYS, entry_of
-from curate.fetch import DENY, TOKEN, opted_out
+from curate.fetch import TOKEN
 from curate.locations import ALL_KINDS, KINDS
+from curate.opt_out import DENY, opted_out
 from curate.pipeline import load
 from curate.step import known_steps, load_step
 from tests.docs import PAGES

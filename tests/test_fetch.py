@@ -16,7 +16,8 @@ from yarl import URL
 
 from curate.addresses import Failure, Resolver, check_address, parse_url
 from curate.errors import UserError
-from curate.fetch import DENY, Fetcher, Limits, Outcome, Places, opted_out
+from curate.fetch import Fetcher, Limits, Outcome, Places
+from curate.opt_out import DENY, opted_out, reservation
 from tests.helpers_http import LOOPBACK, Answer, Request, listener, run, site
 
 IMAGE = b"\xff\xd8\xff" + bytes(range(100))
@@ -471,6 +472,23 @@ def test_strict_refuses_what_it_does_not_know() -> None:
     assert opted_out(["something: else"], "mybot", strict=True) == "unknown directive something"
     for known in ("all, nofollow", "max-image-preview:large", "unavailable_after: Sunday, 25-Jun-30 15:00:00 UTC", ""):
         assert opted_out([known], "mybot", strict=True) is None
+
+
+@pytest.mark.parametrize(("values", "reserved", "strictly"), [
+    (["1"], "1", "1"), ([" 1 "], "1", "1"), (["0", "1"], "1", "1"), (["0"], None, None), ([], None, None), (["yes"], None, "yes"),
+    (["01"], None, "01"),
+])
+def test_reservations_are_read_right(values: list[str], reserved: str | None, strictly: str | None) -> None:
+    assert (reservation(values), reservation(values, strict=True)) == (reserved, strictly)
+
+
+@run
+async def test_a_reservation_is_an_opt_out() -> None:
+    routes = {"/a": Answer(IMAGE, headers={"tdm-reservation": "1"}), "/b": Answer(IMAGE, headers={"TDM-Reservation": "0"})}
+    async with site(routes) as here:
+        one, other = await get(here.url("/a")), await get(here.url("/b"))
+    assert (one.status, one.error, one.body) == ("opt_out", "tdm-reservation: 1", None)
+    assert other.status == "ok"
 
 
 @run

@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from curate.fetch import DENY, Fetcher, Limits
+from curate.fetch import Fetcher, Limits
 from curate.images import BadImage, Encoding, Fit, ResizeMode, check_quality, encode, extension, load
+from curate.opt_out import DENY
 from curate.step import Operational, bool_, fetch, float32, image, int32, int64, string
 
 
 @fetch(adds={"image": image, "status": string, "error": string, "http_status": int32, "num_bytes": int64, "sha256": string,
              "original_format": string, "original_width_px": int32, "original_height_px": int32,
              "exif_gps": bool_, "fetch_seconds": float32, "attempts": int32},
-       volatile=("fetch_seconds", "attempts"))
+       volatile=("fetch_seconds", "attempts"), version=2)
 class Download:
     """Stores the picture of a url; `status` is ok or why not, sizes in pixels, `num_bytes` and `sha256` of the file as it came.
 
