@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from curate.cli import main
@@ -300,6 +300,8 @@ NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=
 @settings(max_examples=25, deadline=None)
 @given(names=st.lists(st.one_of(NAMES, st.sampled_from(["null", "1", "~", "a: b", "- x", "#", "yes", "'", '"', "{", "uid"])),
                       min_size=2, max_size=5, unique_by=str.lower))
+@example(names=["0", "0\x850"])
+@example(names=["a\u2028b", "c\u2029d"])
 def test_whatever_columns_are_called_the_file_is_a_pipeline(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder, "pool.parquet"), Path(folder, "p.yaml")

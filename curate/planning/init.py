@@ -162,7 +162,8 @@ def _template(given: Given, names: Names) -> str:
 
 def _rendered(template: str, given: Given, names: Names, settings: Mapping[str, Any], out: Path) -> str:
     """The text of the pipeline."""
-    source_line = yaml.safe_dump(dict(settings), default_flow_style=True, width=1 << 30, sort_keys=False, allow_unicode=True)
+    plain = all(value.isprintable() for value in settings.values() if isinstance(value, str))    # else YAML folds odd line breaks
+    source_line = yaml.safe_dump(dict(settings), default_flow_style=True, width=1 << 30, sort_keys=False, allow_unicode=plain)
     lang, lang_why = _language(given, names.caption)
     bytes_here = sum(f.stamp().bytes for f in given.files)
     rows = given.num_rows
