@@ -17,6 +17,9 @@ PY     := .venv/bin/python
 UV     := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 READY  := .venv/.ready
 
+# Two test processes: each test is small, and the few that use more cores are the slow ones.
+TEST_WORKERS ?= 2
+
 define python-fits
 $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
     { echo "make: needs Python 3.11 or 3.12, but $(PYTHON) is $$($(PYTHON) --version 2>&1); say make PYTHON=python3.12" >&2; exit 2; }
@@ -40,10 +43,10 @@ demo: setup
 	$(PY) -m tests.site.demo
 
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
 
 test-slow: setup browser
-	$(PY) -m pytest -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
+	$(PY) -m pytest -n $(TEST_WORKERS) -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
 
 # Debian's chromium, where it can be had; where not, the tests that need it skip and say so.
 browser:

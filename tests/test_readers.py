@@ -191,7 +191,7 @@ NO_FOOTER = "Parquet magic bytes not found in footer. Either the file is corrupt
     ("a.json", b'{"URL": ["u"]}', "cannot read 'a.json': not a list of objects"),
     ("a.json", b'[{"URL": "u", "TEXT": "t"}, {"URL": ', "cannot read 'a.json': broken or cut short after element 1"),
     ("a.json", b'[{"URL": "u", "TEXT": "t"} {"URL": "u"}]', "cannot read 'a.json': broken after element 1"),
-    ("a.csv.gz", gzip.compress(b"URL,TEXT\nu,t\n" * 99)[:-9],
+    ("a.csv.gz", gzip.compress(b"URL,TEXT\nu,t\n" * 99, mtime=0)[:-9],
      "cannot read 'a.csv.gz': Compressed file ended before the end-of-stream marker was reached"),
     ("a.csv.gz", b"URL,TEXT\n", "cannot read 'a.csv.gz': Not a gzipped file (b'UR')"),
     ("a.parquet", b"PAR1 but cut short",

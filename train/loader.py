@@ -105,9 +105,10 @@ class Loader:
 
     def _give_up_on(self, at: int, error: BrokenPicture) -> None:
         self.broken.add(at)
-        if len(self.broken) > max(10, MAX_BROKEN * len(self.index)):
-            raise DataError(f"{len(self.broken)} of {len(self.index)} pictures cannot be decoded; "
-                            f"the last is {self.index.name(at)}: {error}")
+        most = max(10, int(MAX_BROKEN * len(self.index)))
+        if len(self.broken) > most:      # the limit and not the count, which other threads may raise meanwhile
+            raise DataError(f"more than {most} of {len(self.index)} pictures cannot be decoded; "
+                            f"one is {self.index.name(at)}: {error}")
 
     def _tokenised(self, caption: int) -> NDArray[np.int64]:
         found = self._tokens.get(caption)
