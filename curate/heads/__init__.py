@@ -1,0 +1,1 @@
+"""Heads: small classifiers over embeddings, in a file format of their own, evaluated without torch."""
