@@ -1,14 +1,52 @@
-"""What a server says in its headers against taking a picture for training: X-Robots-Tag, and the reservation of TDMRep."""
+"""That somebody said no, and what a server says in its headers against taking a picture for training: X-Robots-Tag, TDMRep."""
 
 import re
 from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from typing import Literal
 
+from curate.addresses import Failure, one_line
+
+Policy = Literal["standard", "strict", "off"]
+Signal = Literal["x-robots-tag", "tdm-reservation", "robots.txt", "tdmrep.json", "list"]
+"""Where it was said; `list` is the operator's own."""
 DENY = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 """X-Robots-Tag directives that forbid us to take a picture; `none` means noindex, nofollow."""
 _HARMLESS = frozenset({"all", "index", "follow", "nofollow", "noarchive", "nocache", "nosnippet", "noodp", "noydir",
                        "notranslate", "nositelinkssearchbox", "nopagereadaloud", "indexifembedded"})
 _VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
 _KNOWN = DENY | _HARMLESS | _VALUED
+
+
+@dataclass(frozen=True)
+class OptOut:
+    """The evidence: which signal, its line as it was said (printable, at most 200 characters), and the reason for people."""
+
+    signal: Signal
+    value: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", one_line(self.value))
+
+
+class OptedOut(Failure):
+    """A url may not be asked for, or its answer not be taken."""
+
+    def __init__(self, said: OptOut, http_status: int | None = None) -> None:
+        super().__init__("opt_out", said.reason, http_status=http_status)
+        self.said = said
+
+
+def said_in_headers(tags: Iterable[str], reservations: Iterable[str], token: str, deny: Set[str] = DENY,
+                    strict: bool = False) -> OptOut | None:
+    """What X-Robots-Tag and tdm-reservation header lines forbid the robot called `token`, or None."""
+    for line in tags:
+        if directive := opted_out([line], token, deny, strict):
+            return OptOut("x-robots-tag", line, f"X-Robots-Tag: {directive}")
+    if reserved := reservation(reservations, strict):
+        return OptOut("tdm-reservation", reserved, f"tdm-reservation: {reserved}")
+    return None
 
 
 def opted_out(values: Iterable[str], user_agent_token: str, deny: Set[str] = DENY, strict: bool = False) -> str | None:
