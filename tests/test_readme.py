@@ -21,7 +21,8 @@ from tests.train.toys import caption, scene
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 SITE, RUN = ROOT / "runs/site", ROOT / "runs/quickstart"
-INSTEAD = {"--nproc-per-node 8": "--nproc-per-node 2", "runs/NAME/model": "runs/settings/model"}
+INSTEAD = {"--nproc-per-node 8": "--nproc-per-node 2", "runs/NAME/model": "runs/settings/model",
+           "runs/other": "runs/quickstart"}
 """What the README says for machines and names that a test has not → what is run."""
 BEFORE = ("git clone", "make demo", ". .venv")
 
@@ -42,7 +43,7 @@ def test_all_are_found() -> None:
     assert [c.split()[1] for c in doors()] == ["init", "run", "init", "run", "shard", "verify"]
     assert [" ".join(c.split()[:2]) for c in scripts()] == [
         "curate train", "torchrun --nproc-per-node", "curate evaluate", "curate index", "curate search", "curate serve",
-        "curate card", "curate card", "curate publish"]
+        "curate whatif", "curate diff", "curate gc", "curate card", "curate card", "curate publish"]
 
 
 @pytest.fixture(scope="module")
