@@ -17,9 +17,9 @@ from yarl import URL
 MAX_URL = 8192
 RETRIED = frozenset({"connect", "timeout", "http_429", "http_5xx"})
 """Failures worth another attempt at once, and `dns` where the resolver calls it temporary. Others never are."""
-PASSING = RETRIED | {"dns", "tls", "slow", "bad_http"}
+PASSING = RETRIED | {"dns", "tls", "slow", "bad_http", "host_down", "host_refuses"}
 """Failures that may pass within hours or days, so that `curate heal` asks again (our choice): resolvers, networks and servers in
-trouble. What a server means for good (404, 410, other 4xx), what it forbids and what was no picture is not asked for again."""
+trouble, and urls that were not asked for because of others of their host. What a server means for good (404, 410, other 4xx), what it forbids and what was no picture is not asked for again."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Not public, whatever `is_global` says: carrier NAT, IETF, 6to4 (relay and tunnels, which carry any IPv4), NAT64, site-local.
@@ -34,7 +34,7 @@ class Failure(Exception):
     def __init__(self, status: str, error: str, *, http_status: int | None = None, again: bool | None = None,
                  retry_after: float | None = None) -> None:
         super().__init__(f"{status}: {error}")
-        self.status, self.error, self.http_status, self.retry_after = status, _line(error), http_status, retry_after
+        self.status, self.error, self.http_status, self.retry_after = status, one_line(error), http_status, retry_after
         self.again = status in RETRIED if again is None else again
 
 
@@ -145,6 +145,6 @@ class Resolver(AbstractResolver):
         return found
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """One printable line of at most 200 characters."""
     return "".join(c if c.isprintable() else " " for c in text)[:200].strip()

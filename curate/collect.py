@@ -3,26 +3,26 @@
     00000.000.p000.tar, .p000.parquet     a sealed part: what arrived, in the order it arrived; the parquet commits the tar
     00000.000.tar                         all parts in the order of the shard, the same bytes however they arrived
 
-A restart reads the sealed parts and asks only for the rest. What is under way and what is not sealed yet never exceed one part,
-so a kill costs at most `part_images` fetches. Hosts take turns, so one with thousands of urls does not hold up the others.
+A restart reads the sealed parts and asks only for the rest. What is under way and what is not sealed yet, of all shards that are
+open together, never exceed `part_images`: that is what a kill costs at most. Hosts take turns (`turns`): one with thousands of
+urls does not hold up the others.
 """
 
 import asyncio
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import files, images
 from curate.tar import Member, TarWriter
+from curate.turns import Crowd, Turns
 
-PART_BYTES = 64 * 2**20
-"""A part is sealed earlier when it holds this much, so that memory stays bounded whatever size pictures have."""
+UNSEALED_BYTES = 256 * 2**20
+"""A part is sealed earlier when all that are open hold this much, so that memory stays bounded whatever size pictures have."""
 CONCURRENCY, PER_HOST = 64, 4
 """For a fetch step of a user that does not say."""
 
@@ -37,45 +37,67 @@ class Downloader(Protocol):
         """The columns of one url but `image`, and the bytes to store."""
 
 
+def crowd_of(downloader: Downloader, part_images: int) -> Crowd:
+    """What bounds the urls that a fetch step is given at once: half a part, the other half is for what is not sealed yet."""
+    under_way = min(4 * getattr(downloader, "concurrency", CONCURRENCY), part_images // 2)
+    return Crowd(getattr(downloader, "per_host", PER_HOST), under_way, part_images // 2, UNSEALED_BYTES)
+
+
 async def collect(downloader: Downloader, items: Sequence[tuple[str, str]], tar_path: Path, root: Path, attempt: str,
-                  columns: Mapping[str, pa.DataType], part_images: int = 256, progress: Progress | None = None) -> pa.Table:
+                  columns: Mapping[str, pa.DataType], crowd: Crowd, progress: Progress | None = None, order: int = 0) -> pa.Table:
     """Fetch (image_id, url) items into `tar_path`; image_id and the columns of each, in the order of the items.
 
     `image` is {file relative to root, offset, length} or null. `progress` gets the status of every item, those of sealed parts
-    first. Call `discard_parts` once the table is committed.
+    first. Call `discard_parts` once the table is committed. Shards that are collected side by side share a `crowd`, in which the
+    lowest `order` comes first.
     """
     tell, wanted = progress or (lambda _: None), dict(items)
     parts = _Parts(tar_path, attempt, columns)
-    await asyncio.to_thread(parts.read)
-    for row in parts.rows.values():
+    sealed = await asyncio.to_thread(parts.read)
+    for row in sealed.values():
         tell(str(row.get("status")))
-    queue = _Queue([(i, url) for i, url in wanted.items() if i not in parts.rows], getattr(downloader, "per_host", PER_HOST))
-    limit = max(1, min(4 * getattr(downloader, "concurrency", CONCURRENCY), part_images // 2))
-    running: set[asyncio.Task[_Finished]] = set()
-    arrived: asyncio.Queue[asyncio.Task[_Finished]] = asyncio.Queue()
+    arrived: asyncio.Queue[asyncio.Task[_Finished] | None] = asyncio.Queue()
+    turns = Turns([(i, url) for i, url in wanted.items() if i not in sealed], crowd, lambda: arrived.put_nowait(None), order)
+    ids = list(wanted)
+    del sealed, wanted
+    await _gather(downloader, turns, arrived, parts, tell)
+    return await asyncio.to_thread(parts.compact, ids, root)
+
+
+async def _gather(downloader: Downloader, turns: Turns, arrived: "asyncio.Queue[asyncio.Task[_Finished] | None]", parts: "_Parts",
+                  tell: Progress) -> None:
+    """Fetch what waits, and seal it when it is time to. `arrived` gets None where `turns` wakes us."""
+    running: dict[asyncio.Task[_Finished], str] = {}
     unsealed = _Unsealed()
     try:
-        while running or queue:
-            while queue and len(running) < limit and len(running) + len(unsealed.items) < part_images:
-                task = asyncio.create_task(_one(downloader, *queue.take()))
+        while running or turns.left:
+            while item := turns.take():
+                task = asyncio.create_task(_one(downloader, *item))
                 task.add_done_callback(arrived.put_nowait)
-                running.add(task)
-            done = await arrived.get()
-            running.discard(done)
-            finished = done.result()
-            queue.give_back(finished.url)
-            unsealed.add(finished)
-            tell(str(finished.row.get("status")))
-            if len(unsealed.items) + len(running) >= part_images or unsealed.bytes >= PART_BYTES:
+                running[task] = item[1]
+            if (done := await arrived.get()) is not None:
+                unsealed.add(finished := done.result())
+                turns.crowd.hold(turns, len(unsealed.items), unsealed.bytes)
+                turns.done(running.pop(done))
+                tell(str(finished.row.get("status")))
+            if turns.crowd.must_seal(turns):
                 await asyncio.to_thread(parts.seal, unsealed.items)
                 unsealed = _Unsealed()
+                turns.crowd.hold(turns, 0, 0)
+        if unsealed.items:
+            await asyncio.to_thread(parts.seal, unsealed.items)
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-    if unsealed.items:
-        await asyncio.to_thread(parts.seal, unsealed.items)
-    return await asyncio.to_thread(parts.compact, list(wanted), root)
+        await _cancelled(running, turns)
+
+
+async def _cancelled(running: "Mapping[asyncio.Task[_Finished], str]", turns: Turns) -> None:
+    """Leave nothing under way."""
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    for url in running.values():
+        turns.done(url)
+    turns.close()
 
 
 def discard_parts(tar_path: Path) -> None:
@@ -108,59 +130,22 @@ async def _one(downloader: Downloader, image_id: str, url: str) -> _Finished:
     return _Finished(image_id, url, row, data)
 
 
-class _Queue:
-    """Items that wait, hosts taking turns, and no host given more than `per_host` at once."""
-
-    def __init__(self, items: Sequence[tuple[str, str]], per_host: int) -> None:
-        self._free: dict[str, int] = defaultdict(lambda: max(1, per_host))
-        self._waiting: dict[str, deque[tuple[str, str]]] = defaultdict(deque)
-        for item in items:
-            self._waiting[_host(item[1])].append(item)
-        self._turns = deque(self._waiting)
-
-    def __bool__(self) -> bool:
-        """Whether some host has an item and a place for it."""
-        return bool(self._turns)
-
-    def take(self) -> tuple[str, str]:
-        """The next item of the host whose turn it is."""
-        host = self._turns.popleft()
-        item = self._waiting[host].popleft()
-        self._free[host] -= 1
-        if self._waiting[host] and self._free[host]:
-            self._turns.append(host)
-        return item
-
-    def give_back(self, url: str) -> None:
-        """The place of a finished item at its host."""
-        host = _host(url)
-        self._free[host] += 1
-        if self._free[host] == 1 and self._waiting[host]:
-            self._turns.append(host)
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
-
-
 class _Parts:
-    """The sealed parts of one shard on disk; `rows` holds what they say of each image, `image` pointing into the part."""
+    """The sealed parts of one shard on disk."""
 
     def __init__(self, tar_path: Path, attempt: str, columns: Mapping[str, pa.DataType]) -> None:
-        self.rows: dict[str, Row] = {}
         self._tar_path, self._attempt, self._columns = tar_path, attempt, columns
         self._schema = pa.schema([("image_id", pa.string()), *columns.items()])
         self._next = 0
 
-    def read(self) -> None:
-        """Take up what earlier attempts sealed; a tar without its parquet is no part and will be overwritten."""
+    def read(self) -> dict[str, Row]:
+        """What was sealed of each image, `image` pointing into the part. A tar without its parquet is no part."""
+        rows: dict[str, Row] = {}
         for path in self._tar_path.parent.glob(f"{self._tar_path.stem}.p*.parquet"):
             for row in pq.ParquetFile(path).read().to_pylist():
-                self.rows[row.pop("image_id")] = row
+                rows[row.pop("image_id")] = row
             self._next = max(self._next, int(path.suffixes[-2][2:]) + 1)
+        return rows
 
     def seal(self, items: Sequence[_Finished]) -> None:
         """Write a part and commit it."""
@@ -169,17 +154,17 @@ class _Parts:
         found = self._write_tar(tar, ((f.image_id, f.data) for f in items if f.data is not None), tar.name)
         rows = [{"image_id": f.image_id, **self._checked(f.row), "image": found.get(f.image_id)} for f in items]
         files.write_table(tar.with_suffix(".parquet"), self._table(rows), self._attempt)
-        self.rows |= {str(row.pop("image_id")): row for row in rows}
 
     def compact(self, order: Sequence[str], root: Path) -> pa.Table:
         """One tar of all parts in this order, and the table of it."""
-        found = self._write_tar(self._tar_path, self._sealed(order), self._tar_path.relative_to(root).as_posix())
-        return self._table([{"image_id": i, **self.rows[i], "image": found.get(i)} for i in order])
+        rows = self.read()
+        found = self._write_tar(self._tar_path, self._sealed(order, rows), self._tar_path.relative_to(root).as_posix())
+        return self._table([{"image_id": i, **rows[i], "image": found.get(i)} for i in order])
 
-    def _sealed(self, order: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    def _sealed(self, order: Sequence[str], rows: Mapping[str, Row]) -> Iterator[tuple[str, bytes]]:
         """The pictures in the parts, each read by opening its part anew: there may be more parts than files we may have open."""
         for image_id in order:
-            ref: Any = self.rows[image_id].get("image")
+            ref: Any = rows[image_id].get("image")
             if ref is not None:
                 with self._tar_path.with_name(ref["file"]).open("rb") as part:
                     part.seek(ref["offset"])

@@ -76,13 +76,16 @@ class Img2DatasetFetcher(Fetcher):
             _, stream, error = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._ask_once, (0, str(url)), limits.timeout_seconds, limits.retries, limits.token, limits.deny)
             if stream is None:
-                raise failure_of(error or "")
+                failure = failure_of(error or "")
+                self._breaker.heard(host_of(url), failure.status, failure.http_status)
+                raise failure
+            self._breaker.heard(host_of(url), "ok", 200)
             body = stream.getvalue()
+            place.keep()
             if not body:
                 raise Failure("empty", "no bytes")
             if not self._accept(body):
                 raise Failure("wrong_type", "not a picture")
-            place.keep()
             if self._room is not None:
                 await self._room.acquire()
         return body

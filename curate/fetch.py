@@ -5,24 +5,25 @@
 
 - Only to addresses that were checked (`addresses`); redirects are followed by hand and each hop is checked again.
 - One deadline for all a url costs, one for an attempt; a limit on bytes; a least speed. Waiting in our own queues does not count.
-- A place at the host is taken before a place among all, and only the host's own is held for Retry-After: it costs only itself.
-- Opt-outs in headers (`opt_out`) are read before the body. No cookies, credentials, proxies of the environment or compression.
+- A place at the host is taken before a place among all (`places`), and only the host's own is held for Retry-After: it costs only
+  itself. A host that gives nothing but failures or refusals for long is left alone (`breaker`).
+- Whether a url may be asked for (`gate`) is asked before each hop, opt-outs in headers (`opt_out`) are read before the body.
+- No cookies, credentials, proxies of the environment or compression.
 
 `status` is ok or one of: bad_url bad_scheme private_address dns connect tls timeout slow too_many_redirects bad_redirect http_404
-http_410 http_429 http_4xx http_5xx http_other bad_http opt_out too_large compressed wrong_type empty.
+http_410 http_429 http_4xx http_5xx http_other bad_http opt_out too_large compressed wrong_type empty host_down host_refuses.
 """
 
 import asyncio
+import copy
 import errno
 import hashlib
 import ipaddress
 import math
 import re
 import resource
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
@@ -31,13 +32,20 @@ import aiohttp
 from yarl import URL
 
 from curate.addresses import Failure, Network, Resolver, check_literal, lookup, parse_url
+from curate.breaker import Breaker
 from curate.errors import UserError
-from curate.opt_out import DENY, opted_out, reservation
+from curate.gate import Gate
+from curate.opt_out import DENY, OptedOut, OptOut, said_in_headers
+from curate.opt_out_list import OptOutList
+from curate.places import Place, Places
+from curate.robots import LIMIT_BYTES
 
 TOKEN = "curate"
 """The name that a site's opt-out can address."""
 ACCEPT = "image/jpeg,image/png,image/webp,image/gif;q=0.9,*/*;q=0.1"
 MAX_REDIRECTS = 5
+SMALL_BYTES = 65_536
+"""A body that stalls after so few bytes does not keep its place among all (our choice; so memory stays bounded)."""
 
 _OUT_OF_HANDLES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -52,6 +60,8 @@ class Limits:
     backoff_seconds: float = 0.5
     concurrency: int = 64
     per_host: int = 4
+    per_host_rate: float = 0.0
+    give_up_host_after: int = 200
     max_bytes: int = 16 * 2**20
     slowest_bytes_per_second: int = 1000
     grace_seconds: float = 4
@@ -60,6 +70,9 @@ class Limits:
     allow_private: Sequence[str] = ()
     deny: frozenset[str] = DENY
     strict: bool = False
+    robots: bool = True
+    tdmrep: bool = False
+    listed: OptOutList | None = None
     user_agent: str = ""
     contact: str = ""
     networks: tuple[Network, ...] = field(init=False, default=())
@@ -86,7 +99,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a url. `seconds` without our own queues; `body` only where the status is ok."""
+    """What became of a url. `seconds` without our own queues and without waiting for a site's robots.txt.
+
+    `body` only where the status is ok, `said` only where it is opt_out."""
 
     status: str
     error: str = ""
@@ -96,63 +111,32 @@ class Outcome:
     final_url: str = ""
     attempts: int = 0
     seconds: float = 0.0
+    said: OptOut | None = None
 
 
 @dataclass
 class _Spent:           # what a url has cost so far, and the hop it is at
     url: str
     seconds: float = 0.0
-
-
-@dataclass
-class _Host:
-    places: asyncio.Semaphore
-    users: int = 0
-
-
-class Places:
-    """Who may talk to whom now: `per_host` at a host, `concurrency` in all, first come first served at each."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._all = asyncio.Semaphore(limits.concurrency)
-        self._hosts: dict[str, _Host] = defaultdict(lambda: _Host(asyncio.Semaphore(limits.per_host)))
-
-    @asynccontextmanager
-    async def at(self, host: str) -> AsyncIterator[None]:
-        """A place at the host, and then one among all."""
-        async with self._place(host), self._all:
-            yield
-
-    async def rest(self, host: str, seconds: float) -> None:
-        """Take a place at the host and leave it unused: a host that answers all with Retry-After is asked that seldom."""
-        async with self._place(host):
-            await asyncio.sleep(seconds)
-
-    @asynccontextmanager
-    async def _place(self, host: str) -> AsyncIterator[None]:
-        entry = self._hosts[host]
-        entry.users += 1
-        try:
-            async with entry.places:
-                yield
-        finally:
-            entry.users -= 1
-            if not entry.users:
-                del self._hosts[host]
+    asked: str = ""     # the host that the hop went to; none while it is only thought about
 
 
 class Fetcher:
     """One long-lived client for many urls at once.
 
     `accept` judges the first bytes of a body (16 or more, if there are), so that a web page is not read to its end. `room`, if
-    given, is taken for a body before its place is given back: whoever uses the body releases it, and so bounds memory.
+    given, is taken for a body before its place is given back: whoever uses the body releases it, and so bounds memory. With
+    `whole=False` a body's first `max_bytes` are enough, and the rest of it is not read.
     """
 
     def __init__(self, limits: Limits, *, accept: Callable[[bytes], bool] = bool, room: asyncio.Semaphore | None = None,
-                 ask: Callable[[str], list[str]] = lookup) -> None:
+                 ask: Callable[[str], list[str]] = lookup, whole: bool = True) -> None:
         self.limits = limits
         self._accept, self._room, self._ask = accept, room, ask
-        self._places = Places(limits)
+        self._breaker = Breaker(limits.give_up_host_after)
+        self._places = Places(limits.concurrency, limits.per_host, limits.per_host_rate, self._breaker)
+        self._gate: Gate | None = None
+        self._whole = whole
         self._session: aiohttp.ClientSession | None = None
         self._resolver: Resolver | None = None
 
@@ -165,9 +149,20 @@ class Fetcher:
         headers = {"User-Agent": limits.agent, "Accept": ACCEPT, "Accept-Encoding": "identity"}
         self._session = aiohttp.ClientSession(connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar(),
                                               trust_env=False, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None))
+        self._gate = Gate(self._for_rules().get, limits.token, strict=limits.strict, use_robots=limits.robots,
+                          use_tdmrep=limits.tdmrep, listed=limits.listed)
+
+    def _for_rules(self) -> "Fetcher":
+        """This fetcher, its connections and places, for the files in which sites say what may be asked: their beginnings do."""
+        other = copy.copy(self)
+        other.limits = replace(self.limits, deny=frozenset(), max_bytes=LIMIT_BYTES)
+        other._accept, other._room, other._gate, other._whole = lambda _: True, None, None, False
+        return other
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._gate is not None:
+            self._gate.close()
         if self._session is not None and self._resolver is not None:
             await self._session.close()
             await self._resolver.close()
@@ -186,11 +181,13 @@ class Fetcher:
             attempt += 1
             try:
                 response, body = await self._attempt(url, spent)
+                self._breaker.heard(spent.asked, "ok", response.status)
                 return Outcome("ok", "", response.status, body, response.headers, spent.url, attempt, spent.seconds)
             except Failure as failure:
                 if not await self._may_retry(failure, url, attempt, spent):
+                    self._breaker.heard(spent.asked, failure.status, failure.http_status)
                     return Outcome(failure.status, failure.error, failure.http_status, final_url=spent.url, attempts=attempt,
-                                   seconds=spent.seconds)
+                                   seconds=spent.seconds, said=failure.said if isinstance(failure, OptedOut) else None)
 
     async def _may_retry(self, failure: Failure, url: str, attempt: int, spent: _Spent) -> bool:
         """Whether another attempt is due; then its back-off is over."""
@@ -200,7 +197,7 @@ class Fetcher:
         if spent.seconds + wait >= self.limits.deadline_seconds:
             return False
         if failure.retry_after:
-            await self._places.rest(_host(URL(spent.url)), wait)
+            await self._places.rest(host_of(URL(spent.url)), wait)
         else:
             await asyncio.sleep(wait)
         spent.seconds += wait
@@ -220,30 +217,35 @@ class Fetcher:
             if url in seen or len(seen) > MAX_REDIRECTS:
                 raise Failure("too_many_redirects", "a loop" if url in seen else f"more than {MAX_REDIRECTS}")
             seen.add(url)
-            spent.url = str(url)
-            async with self._places.at(_host(url)):
-                begin = asyncio.get_running_loop().time()
+            spent.url, spent.asked = str(url), ""
+            if self._gate is not None:
+                await self._gate.check(url)
+            async with self._places.at(host_of(url), doubtful=spent.seconds >= self.limits.timeout_seconds) as place:
+                spent.asked, begin = host_of(url), asyncio.get_running_loop().time()
                 try:
-                    answer = await self._exchange(url, begin + left)
+                    answer = await self._exchange(url, begin + left, place)
                 finally:
-                    took = asyncio.get_running_loop().time() - begin
+                    took = asyncio.get_running_loop().time() - begin - place.waited
+                    place.keep()
                     left, spent.seconds = left - took, spent.seconds + took
                 if not isinstance(answer, URL) and self._room is not None:
                     await self._room.acquire()
             if not isinstance(answer, URL):
                 return answer
+            self._breaker.heard(spent.asked, "redirect", 302)
             url = answer
 
-    async def _exchange(self, url: URL, end: float) -> tuple[aiohttp.ClientResponse, bytes] | URL:
+    async def _exchange(self, url: URL, end: float, place: Place) -> tuple[aiohttp.ClientResponse, bytes] | URL:
         """One request: the body, or where it redirects to. `end` is in the loop's time. Raises Failure."""
         try:
             response = await self._open(url, end)
+            end += await place.resume()
             try:
                 if response.status in (301, 302, 303, 307, 308):
                     self._check_opt_out(response)
                     return _target(response)
                 self._check_answer(response)
-                return response, await self._body(response, end)
+                return response, await self._body(response, end, place)
             finally:
                 response.release()
         except aiohttp.ClientSSLError as error:
@@ -271,9 +273,11 @@ class Fetcher:
         """Raises Failure where the headers say enough to leave the body alone."""
         status = response.status
         if status not in (200, 203, 204, 205):
-            raise Failure(_class(status), response.reason or "", http_status=status, retry_after=_retry_after(response.headers),
+            raise Failure(class_of(status), response.reason or "", http_status=status, retry_after=_retry_after(response.headers),
                           again=True if status in (408, 425) else None)
         self._check_opt_out(response)
+        if not self._whole:
+            return
         if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
             raise Failure("compressed", f"Content-Encoding: {response.headers['Content-Encoding']}", http_status=status)
         if (response.content_length or 0) > self.limits.max_bytes:
@@ -282,32 +286,28 @@ class Fetcher:
     def _check_opt_out(self, response: aiohttp.ClientResponse) -> None:
         if not self.limits.deny:
             return
-        said = opted_out(response.headers.getall("X-Robots-Tag", []), self.limits.token, self.limits.deny, self.limits.strict)
-        if said:
-            raise Failure("opt_out", f"X-Robots-Tag: {said}", http_status=response.status)
-        if reserved := reservation(response.headers.getall("tdm-reservation", []), self.limits.strict):
-            raise Failure("opt_out", f"tdm-reservation: {reserved}", http_status=response.status)
+        if said := said_in_headers(response.headers.getall("X-Robots-Tag", []), response.headers.getall("tdm-reservation", []),
+                                   self.limits.token, self.limits.deny, self.limits.strict):
+            raise OptedOut(said, response.status)
 
-    async def _body(self, response: aiohttp.ClientResponse, end: float) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, end: float, place: Place) -> bytes:
         """The whole body. Raises Failure as soon as it is too large, too slow or not what is wanted."""
         chunks: list[bytes] = []
         size, begin, judged = 0, asyncio.get_running_loop().time(), False
-        try:
-            async with asyncio.timeout_at(end):
-                async for chunk in response.content.iter_any():
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > self.limits.max_bytes:
-                        raise Failure("too_large", f"more than {self.limits.max_bytes} bytes", http_status=response.status)
-                    if not judged and size >= 16:
-                        self._judge(b"".join(chunks), response)
-                        judged = True
-                    seconds = asyncio.get_running_loop().time() - begin
-                    if seconds > self.limits.grace_seconds and size < seconds * self.limits.slowest_bytes_per_second:
-                        raise Failure("slow", f"less than {self.limits.slowest_bytes_per_second} bytes a second",
-                                      http_status=response.status)
-        except TimeoutError:
-            raise Failure("slow", "the body did not come in time", http_status=response.status) from None
+        while chunk := await self._chunk(response, begin, size, end):
+            waited = await place.resume()
+            begin, end = begin + waited, end + waited
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self.limits.max_bytes and not self._whole:
+                break
+            if size > self.limits.max_bytes:
+                raise Failure("too_large", f"more than {self.limits.max_bytes} bytes", http_status=response.status)
+            if not judged and size >= 16:
+                self._judge(b"".join(chunks), response)
+                judged = True
+            if size > SMALL_BYTES:
+                place.keep()
         body = b"".join(chunks)
         if not body:
             raise Failure("empty", "no bytes", http_status=response.status)
@@ -315,13 +315,25 @@ class Fetcher:
             self._judge(body, response)
         return body
 
+    async def _chunk(self, response: aiohttp.ClientResponse, begin: float, size: int, end: float) -> bytes:
+        """What comes next of a body that began at `begin` and has brought `size` bytes; none at its end. Raises Failure: slow."""
+        slowest = self.limits.slowest_bytes_per_second
+        too_slow = begin + max(self.limits.grace_seconds, (size + 1) / slowest)
+        try:
+            async with asyncio.timeout_at(min(end, too_slow)):
+                return await response.content.readany()
+        except TimeoutError:
+            why = "the body did not come in time" if end <= too_slow else f"less than {slowest} bytes a second"
+            raise Failure("slow", why, http_status=response.status) from None
+
     def _judge(self, head: bytes, response: aiohttp.ClientResponse) -> None:
         if not self._accept(head):
             raise Failure("wrong_type", f"not a picture; Content-Type: {response.headers.get('Content-Type', 'none')}",
                           http_status=response.status)
 
 
-def _host(url: URL) -> str:
+def host_of(url: URL) -> str:
+    """How hosts are compared: lower case, no dot at the end."""
     return (url.raw_host or "").lower().rstrip(".")
 
 
@@ -336,7 +348,8 @@ def _target(response: aiohttp.ClientResponse) -> URL:
     return target
 
 
-def _class(status: int) -> str:
+def class_of(status: int) -> str:
+    """The status of an HTTP status that is no success."""
     kind = str(status) if status in (404, 410, 429) else f"{status // 100}xx" if 400 <= status < 600 else "other"
     return f"http_{kind}"
 

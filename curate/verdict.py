@@ -23,7 +23,12 @@ ADVICE = {
     "http_404": "the pages are gone; check that 'url' names the right column, and how old the list is",
     "http_410": "the pages are gone; check how old the list is", "opt_out": "the sites do not want it",
     "private_address": "private addresses are refused; name your own network in allow_private",
+    "host_down": "most hosts do not answer; check the network, and whether your line is full",
+    "host_refuses": "the hosts want no crawlers; say who asks with user_agent and contact, or leave them out with blocklist",
     "wrong_type": "what comes is no picture; check that 'url' names the column of pictures",
+    "bad_boxes": "boxes of faces are lists of [x0, y0, x1, y1], shares of 0 to 1; source: {ignore: [face_bboxes]} goes without",
+    "decode_crash": "decoders crash; check that Pillow is the release that requirements.lock names",
+    "decode_memory": "decoders run out of memory; check `ulimit -v`",
 }
 """Status → what to do where most urls end in it."""
 
@@ -62,11 +67,12 @@ def least_of(stages: Sequence[object]) -> float:
     return max((float(s.settings.get("min_success", 0)) for s in uses), default=0.0)
 
 
-def ended(store: Store, source: Source, folder: str) -> Counter[str]:
-    """How many images of a fetch step's column folder ended in which status. A part that heals lies over an older one."""
+def ended(store: Store, source: Source, folder: str, column: str = "status") -> Counter[str]:
+    """How many images of a fetch step's column folder have which value of a column. A part that heals lies over an older one."""
     total: Counter[str] = Counter()
     for shard in range(source.num_shards):
-        table = store.read_parts(folder, shard, ["image_id", "status"])
+        table = store.read_parts(folder, shard, ["image_id", column])
         if table is not None:
-            total.update(dict(zip(table["image_id"].to_pylist(), table["status"].to_pylist(), strict=True)).values())
+            total.update(dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True)).values())
+    del total[None]
     return total

@@ -17,20 +17,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.barrier import run_barrier
-from curate.collect import collect, discard_parts
+from curate.beside import with_rows
+from curate.collect import collect, crowd_of, discard_parts
 from curate.errors import CurateError
 from curate.heal import may_come
 from curate.measure import Report, Shard, Worker
 from curate.plan import BoundStep, BoundTop, Segment
 from curate.shards import Block, pack_block
 from curate.store import ERROR
+from curate.tombstones import barred
+from curate.turns import Crowd
 
 Kind = Literal["cpu", "model", "fetch", "whole", "pack"]
 
 STRIKES = 3
 """So many processes may die on one task before the run stops."""
-FETCH_WINDOW = 4
-"""Shards that one fetcher has open at once, so that a slow host at the end of one does not leave it idle."""
+FETCH_WINDOW = 32
+"""Shards that one fetcher has open at once: so far ahead of a slow host are the others fetched (our choice: 4 MB each)."""
 PART_IMAGES = 512
 """Images that a fetcher holds unsealed in all its open shards together: what its death costs at most. For a step without
 `part_images` of its own."""
@@ -118,6 +121,7 @@ class Fetcher:
         self.worker = worker
         self._started: dict[str, Any] = {}
         self._starting = asyncio.Lock()
+        self._crowds: dict[str, Crowd] = {}
 
     async def downloader(self, bound: BoundStep) -> Any:
         """The instance of a fetch step, started."""
@@ -156,19 +160,25 @@ class Fetcher:
         for part in worker.store.parts(bound.folder, task.shard):
             discard_parts(worker.store.images(bound.folder) / f"{part.stem}.tar")
         items = missing_images(worker, segment, bound, task.shard, task.heal)
+        report.measured[bound.label] = len(items)
         if items:
             part = worker.store.next_part(bound.folder, task.shard)
             tar = worker.store.images(bound.folder) / f"{part.stem}.tar"
             downloader = await self.downloader(bound)
-            part_images = max(1, getattr(downloader, "part_images", PART_IMAGES) // FETCH_WINDOW)
-            table = await collect(downloader, items, tar, worker.store.root, worker.store.attempt, bound.types, part_images, told)
+            informed = barred(with_rows(downloader, worker, segment, bound, task.shard, items), worker.store.root, bound.types)
+            table = await collect(informed, items, tar, worker.store.root, worker.store.attempt, bound.types,
+                                  self._crowd(bound, downloader), told, task.shard)
             table = table.append_column(ERROR, pa.nulls(table.num_rows, pa.string()))
             worker.store.write_part(bound.folder, task.shard, table)
             discard_parts(tar)
             report.step_seconds[bound.label] = time.perf_counter() - begin
-        report.measured[bound.label] = len(items)
         worker.finish(segment, Shard.at(worker.store, worker.source, task.shard, segment.chain_in), report, begin)
         return report
+
+    def _crowd(self, bound: BoundStep, downloader: Any) -> Crowd:
+        if bound.id not in self._crowds:
+            self._crowds[bound.id] = crowd_of(downloader, getattr(downloader, "part_images", PART_IMAGES))
+        return self._crowds[bound.id]
 
 
 def missing_images(worker: Worker, segment: Segment, bound: BoundStep, number: int, heal: bool = False) -> list[tuple[str, str]]:

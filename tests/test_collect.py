@@ -11,7 +11,7 @@ import pytest
 
 from curate import collect as module
 from curate import images, step
-from curate.collect import collect, discard_parts
+from curate.collect import collect, crowd_of, discard_parts
 from curate.tar import members
 from tests.helpers_http import run
 
@@ -59,7 +59,8 @@ class Web:
 async def gathered(root: Path, web: Web, wanted: list[tuple[str, str]], part_images: int = 16, name: str = "00000.000.tar",
                    told: list[str] | None = None) -> tuple[pa.Table, Path]:
     tar = root / "images" / "abc" / name
-    return await collect(web, wanted, tar, root, "attempt", COLUMNS, part_images, told.append if told is not None else None), tar
+    crowd = crowd_of(web, part_images)
+    return await collect(web, wanted, tar, root, "attempt", COLUMNS, crowd, told.append if told is not None else None), tar
 
 
 @run
@@ -144,7 +145,7 @@ async def test_what_is_not_sealed_is_never_more_than_a_part(tmp_path: Path) -> N
 
 @run
 async def test_parts_are_sealed_by_size_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART_BYTES", 5_000)
+    monkeypatch.setattr(module, "UNSEALED_BYTES", 5_000)
     _, tar = await gathered(tmp_path, Web(), items(100), part_images=1000)
     parts = sorted(tar.parent.glob("*.p*.tar"))
     assert len(parts) > 5
@@ -181,9 +182,9 @@ async def test_odd_urls_and_steps(tmp_path: Path) -> None:
             return {"status": "bad_url"}, None
 
     odd = [("a", "http://[::1/"), ("b", ""), ("c", "not a url"), ("a", "http://again.example/")]
-    table = await collect(Bare(), odd, tmp_path / "x.tar", tmp_path, "t", COLUMNS)
+    table = await collect(Bare(), odd, tmp_path / "x.tar", tmp_path, "t", COLUMNS, crowd_of(Bare(), 256))
     assert table["image_id"].to_pylist() == ["a", "b", "c"]
-    empty = await collect(Bare(), [], tmp_path / "y.tar", tmp_path, "t", COLUMNS)
+    empty = await collect(Bare(), [], tmp_path / "y.tar", tmp_path, "t", COLUMNS, crowd_of(Bare(), 256))
     assert (empty.num_rows, empty.schema) == (0, table.schema)
 
     class Chatty:
@@ -191,13 +192,13 @@ async def test_odd_urls_and_steps(tmp_path: Path) -> None:
             return {"status": "ok", "mood": "fine"}, None
 
     with pytest.raises(TypeError, match="^the fetch step gave mood, which it does not add$"):
-        await collect(Chatty(), odd, tmp_path / "z.tar", tmp_path, "t", COLUMNS)
+        await collect(Chatty(), odd, tmp_path / "z.tar", tmp_path, "t", COLUMNS, crowd_of(Bare(), 256))
 
 
 KILLING = """
 import asyncio, os, pathlib, signal, sys, time
 import pyarrow
-from curate.collect import collect
+from curate.collect import collect, crowd_of
 from tests.test_collect import COLUMNS, Web, items
 
 class Slow(Web):
@@ -212,7 +213,8 @@ pyarrow.array([1])      # imports pandas, which each child would do otherwise
 def started(root):
     pid = os.fork()
     if not pid:
-        asyncio.run(collect(Slow(), items(150), root / "images" / "00000.000.tar", root, "attempt", COLUMNS, 16))
+        web, tar = Slow(), root / "images" / "00000.000.tar"
+        asyncio.run(collect(web, items(150), tar, root, "attempt", COLUMNS, crowd_of(web, 16)))
         os._exit(0)
     return pid
 

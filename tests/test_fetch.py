@@ -16,8 +16,8 @@ from yarl import URL
 
 from curate.addresses import Failure, Resolver, check_address, parse_url
 from curate.errors import UserError
-from curate.fetch import Fetcher, Limits, Outcome, Places
-from curate.opt_out import DENY, opted_out, reservation
+from curate.fetch import Fetcher, Limits, Outcome
+from curate.opt_out import DENY, OptOut, opted_out, reservation
 from tests.helpers_http import LOOPBACK, Answer, Request, listener, run, site
 
 IMAGE = b"\xff\xd8\xff" + bytes(range(100))
@@ -39,7 +39,8 @@ async def client(limits: Limits | None = None, **how: Any) -> AsyncIterator[Fetc
 
 def quick(**how: Any) -> Limits:
     """Limits for loopback and for tests that end within a second."""
-    return Limits(**{"allow_private": LOOPBACK, "backoff_seconds": 0.01, "timeout_seconds": 2, "deadline_seconds": 4, **how})
+    return Limits(**{"allow_private": LOOPBACK, "backoff_seconds": 0.01, "timeout_seconds": 2, "deadline_seconds": 4,
+                     "robots": False, **how})
 
 
 async def get(url: str, limits: Limits | None = None, **how: Any) -> Outcome:
@@ -412,15 +413,6 @@ async def test_backing_off_holds_no_place() -> None:
 
 
 @run
-async def test_hosts_are_forgotten() -> None:
-    places = Places(Limits())
-    for n in range(100):
-        async with places.at(f"host{n}"):
-            pass
-    assert not places._hosts
-
-
-@run
 async def test_a_body_waits_for_room() -> None:
     room = asyncio.Semaphore(1)
     async with site({"/": Answer(IMAGE)}) as here, client(room=room) as fetcher:
@@ -488,6 +480,7 @@ async def test_a_reservation_is_an_opt_out() -> None:
     async with site(routes) as here:
         one, other = await get(here.url("/a")), await get(here.url("/b"))
     assert (one.status, one.error, one.body) == ("opt_out", "tdm-reservation: 1", None)
+    assert one.said == OptOut("tdm-reservation", "1", "tdm-reservation: 1")
     assert other.status == "ok"
 
 
@@ -509,9 +502,28 @@ async def test_an_opt_out_is_decided_before_the_body() -> None:
     async with site({"/": forbidden}) as here:
         found = await get(here.url("/"))
         assert (found.status, found.error, found.attempts) == ("opt_out", "X-Robots-Tag: noai", 1)
+        assert found.said == OptOut("x-robots-tag", "Curate: NoAI", "X-Robots-Tag: noai")
         await asyncio.sleep(0.05)
         assert len(sent) < 20
         here.routes["/small"] = Answer(IMAGE, headers={"X-Robots-Tag": "noai"})
         assert (await get(here.url("/small"), quick(deny=frozenset()))).status == "ok"
         here.routes["/odd"] = Answer(IMAGE, headers={"X-Robots-Tag": "noaiplease"})
         assert (await get(here.url("/odd"), quick(strict=True))).status == "opt_out"
+
+
+@run
+async def test_the_evidence_is_one_printable_line() -> None:
+    long = Answer(IMAGE, headers={"X-Robots-Tag": "noai, \x1b[31m\xff\t" + "x" * 500})
+    async with site({"/": long}) as here:
+        found = await get(here.url("/"))
+    assert found.said is not None
+    assert found.said.value.startswith("noai,  [31m")
+    assert found.said.value.isprintable() and len(found.said.value) == 200
+
+
+@run
+async def test_an_opt_out_on_a_redirect_counts() -> None:
+    async with site({"/": Answer(b"", 302, {"Location": "/there", "X-Robots-Tag": "noai"}), "/there": Answer(IMAGE)}) as here:
+        found = await get(here.url("/"))
+        assert (found.status, found.said) == ("opt_out", OptOut("x-robots-tag", "noai", "X-Robots-Tag: noai"))
+        assert here.asked == {"/": 1}
