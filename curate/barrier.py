@@ -1,6 +1,7 @@
 """Steps that need every row: read shard by shard, written shard by shard, one task for all.
 
 A barrier's id holds the digest of the rows alive, so its columns are right for exactly these rows; `done.json` is written last.
+What a step returns at its end (a dict of plain data: how it searched, what it found) stands in it under `facts`.
 """
 
 import time
@@ -37,23 +38,24 @@ def run_barrier(worker: Worker, bound: BoundStep | BoundTop, chain: str) -> Repo
     report = Report((bound.id,))
     done = _done(worker.store, bound)
     if not done.exists():
-        measured = 0
-        for number, table in enumerate(answers(worker, bound, chain)):
+        measured, facts = 0, dict[str, Any]()
+        for number, table in enumerate(answers(worker, bound, chain, facts)):
             files.write_table(done.parent / f"{number:05d}.000.parquet", table, worker.store.attempt)
             measured += table.num_rows
-        files.write_json(done, {"rows": measured, "shards": worker.source.num_shards}, worker.store.attempt)
+        told = {"facts": facts} if facts else {}
+        files.write_json(done, {"rows": measured, "shards": worker.source.num_shards, **told}, worker.store.attempt)
         report.measured[bound.label] = measured
         report.step_seconds[bound.label] = time.perf_counter() - begin
     report.seconds = time.perf_counter() - begin
     return report
 
 
-def answers(worker: Worker, bound: BoundStep | BoundTop, chain: str) -> Iterator[pa.Table]:
-    """What a barrier measures, a table a source shard; nothing is written."""
-    return _top(worker, bound, chain) if isinstance(bound, BoundTop) else _whole(worker, bound, chain)
+def answers(worker: Worker, bound: BoundStep | BoundTop, chain: str, facts: dict[str, Any] | None = None) -> Iterator[pa.Table]:
+    """What a barrier measures, a table a source shard; nothing is written. `facts` gets what the step returns at its end."""
+    return _top(worker, bound, chain) if isinstance(bound, BoundTop) else _whole(worker, bound, chain, facts)
 
 
-def _whole(worker: Worker, bound: BoundStep, chain: str) -> Iterator[pa.Table]:
+def _whole(worker: Worker, bound: BoundStep, chain: str, facts: dict[str, Any] | None) -> Iterator[pa.Table]:
     spec = bound.spec()
     latest: dict[int, WholeShard] = {}
 
@@ -68,10 +70,14 @@ def _whole(worker: Worker, bound: BoundStep, chain: str) -> Iterator[pa.Table]:
         return Chunks(lambda: (at(n).form(ref, annotation) for n in range(worker.source.num_shards)))
 
     columns = [reader(bound.reads[p], a) if p in bound.reads else None for p, a in spec.reads.items()]
-    answers = spec.target(*columns, **bound.settings)
+    answers = _with_facts(spec.target(*columns, **bound.settings), {} if facts is None else facts)
     for number, values in zip(range(worker.source.num_shards), answers, strict=True):
         rows = at(number).rows
         yield part_table(bound, rows, values, [None] * len(rows))
+
+
+def _with_facts(answers: Any, facts: dict[str, Any]) -> Iterator[Any]:
+    facts |= (yield from answers) or {}
 
 
 def _top(worker: Worker, bound: BoundTop, chain: str) -> Iterator[pa.Table]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from curate import head_cli
 from curate.errors import CurateError, UserError
 from train.errors import TrainError
 
@@ -111,10 +112,12 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", hel
              classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Lines of: folder TAB name.")] = None,
              retrieval: Annotated[str | None, typer.Option("--retrieval", metavar="TARS", help="Held out.")] = None) -> None:
     """Zero-shot accuracy over a folder of classes, and retrieval recall over held-out shards."""
-    from curate.training import evaluate_checkpoint
+    from curate.training import evaluate_checkpoint, unchecked
 
     for name, value in evaluate_checkpoint(checkpoint, model, images, classes, retrieval).items():
         print(f"{name}  {value:.4f}")
+    for line in unchecked(checkpoint, images, retrieval):
+        print(line, file=sys.stderr)
 
 
 @app.command(rich_help_panel=BUILD)
@@ -126,6 +129,9 @@ def index(folder: RunFolder,
 
     for line in build(folder, model=model, recall=recall, attempt=secrets.token_hex(4)):
         print(line)
+
+
+app.add_typer(head_cli.app, name="head", rich_help_panel=BUILD)
 
 
 @app.command(rich_help_panel=BUILD)
@@ -204,6 +210,35 @@ def why(folder: RunFolder, row: Annotated[str, typer.Argument(metavar="UID|URL",
 
 
 @app.command(rich_help_panel=LOOK)
+def whatif(folder: RunFolder,
+           expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="A keep, like 'num_words >= 4'.")],
+           instead_of: Annotated[str | None, typer.Option("--instead-of", metavar="KEEP|LINE", help="For which keep.")] = None,
+           rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to look at, a group.")] = 3,
+           as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """What a keep would do to a finished run: who stays, what shifts, what would run again. Measures nothing, in seconds."""
+    from curate.deciding.whatif import lines, record
+    from curate.deciding.whatif import whatif as answer
+
+    found = answer(folder, expression, instead_of, rows)
+    for line in [json.dumps(record(found), indent=1, ensure_ascii=True)] if as_json else lines(found):
+        print(line)
+
+
+@app.command(rich_help_panel=LOOK)
+def diff(a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A finished run.")],
+         b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+         rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to look at, a side.")] = 3,
+         as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Two runs side by side: rows that only one kept and why the other did not, changed settings, funnels, shifts."""
+    from curate.deciding.diff import diff as compare
+    from curate.deciding.diff import lines, record
+
+    found = compare(a, b, rows)
+    for line in [json.dumps(record(found), indent=1, ensure_ascii=True)] if as_json else lines(found):
+        print(line)
+
+
+@app.command(rich_help_panel=LOOK)
 def search(folder: RunFolder,
            text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for.")] = None,
            k: Annotated[int, typer.Option("--k", help="How many hits, or uids of a query.")] = 10,
@@ -252,19 +287,53 @@ def heal(folder: RunFolder, on: On = "ray", workers: Workers = None, sets: Sets 
 
 
 @app.command(rich_help_panel=MAINTAIN)
-def verify(folder: Annotated[Path, typer.Argument(metavar="RUN|SHARDS", help="A run's folder, or a folder of shards.")]) -> None:
-    """Re-hash every shard against the manifest."""
-    from curate.shards import verify as check
+def verify(place: Annotated[str, typer.Argument(metavar="RUN|SHARDS|PUBLICATION", help="A folder, or a publication's url.")],
+           links: Annotated[bool, typer.Option("--links", help="Ask for urls of a run's kept rows again instead.")] = False,
+           rows: Annotated[int | None, typer.Option("--rows", min=1, help="With --links: how many rows. [default: 400]")] = None,
+           seed: Annotated[int | None, typer.Option("--seed", help="With --links: another draw. [default: 0]")] = None,
+           whole: Annotated[bool, typer.Option("--bytes", help="With --links: read whole files, and compare them.")] = False,
+           as_json: Annotated[bool, typer.Option("--json", help="With --links: as JSON.")] = False) -> None:
+    """Re-hash every file of a run's shards, or of a publication, against the manifest; or see which links have died since."""
+    if links:
+        from curate.links import ask_again, lines
 
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}")
-    shards = folder / "shards" if (folder / "shards").is_dir() else folder
-    problems = list(check(shards))
+        found = ask_again(Path(place), rows=rows or 400, seed=seed or 0, whole=whole)
+        for line in [json.dumps(found.record(), indent=1)] if as_json else lines(found):
+            print(line)
+        return
+    if whole or as_json or rows is not None or seed is not None:
+        raise UserError("--rows, --seed, --bytes and --json belong to --links")
+    from curate.cards.verify import verify as check
+
+    what, problems = check(place)
     for line in problems:
         print(line)
     if problems:
         raise typer.Exit(1)
-    print(f"{shards}: every file is as the manifest says")
+    print(f"{what}: every file is as the manifest says")
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def takedown(place: Annotated[str, typer.Argument(metavar="RUN|TARS", help="A run, or a folder of tars.")],
+             file: Annotated[Path | None, typer.Option("--list", metavar="FILE", help="Hashes, addresses, uids.")] = None,
+             image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="What looks like this.")] = None,
+             uids: Annotated[list[str], typer.Option("--uid", metavar="UID", help="A row's picture.")] = [],  # noqa: B006
+             near: Annotated[int, typer.Option("--near", metavar="BITS", help="Of 64 bits of phash, how many may differ.")] = 4,
+             dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> None:
+    """Take pictures and their captions out of a run or tars for good, with all copies; what was taken down never comes back."""
+    from curate.takedown.command import takedown as take_down
+
+    for line in take_down(place, file=file, image=image, uids=uids, bits=near, dry_run=dry_run, attempt=secrets.token_hex(4)):
+        print(line)
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def gc(folder: RunFolder, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> None:
+    """Drop what a finished run holds of earlier settings: columns, pictures, states and models that nothing refers to."""
+    from curate.gc import gc as collect
+
+    for line in collect(folder, secrets.token_hex(4), dry_run):
+        print(line)
 
 
 def _workers(number: int | None) -> int:

@@ -8,7 +8,7 @@ import yaml
 
 from curate.errors import UserError, did_you_mean
 
-TOP_KEYS = ("source", "steps", "shards", "train", "loop")
+TOP_KEYS = ("source", "steps", "shards", "train", "loop", "expect")
 LOOP_KEYS = ("trainings", "promote_if", "truth", "mismatched")
 
 

@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return value if set(map(type, value)) == {str} else [_plain(v) for v in value]
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {k: _plain(v) for k, v in value.items()}
     raise TypeError(f"no stable identity for {type(value).__name__} {value!r}")

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import files, step
+from curate import files, remote, step
 from curate.errors import UserError
 from curate.measure import Shard
 from curate.plan import Column
 from curate.source import Source
-from curate.store import ERROR, REPEATED, STATE_NAMES, Kept, Store
+from curate.store import ERROR, REPEATED, STATE_NAMES, TAKEN, Kept, Store
+from curate.tombstones import TAKEN_DOWN
 
 STATE, REASON = "state", "reason"
 """The two columns that `Folder.table` adds to those asked for."""
@@ -53,6 +54,7 @@ class Folder:
     @classmethod
     def open(cls, root: Path) -> "Folder":
         """Raises UserError where there is no run, or none that got as far as its first stage."""
+        remote.refuse_url(root, "a run's folder")
         record = files.read_json(root / "run.json")
         if record is None:
             raise UserError(f"{root} holds no run (there is no {root / 'run.json'})")
@@ -94,7 +96,7 @@ class Folder:
     def place(self, stage: int, clause: int) -> str:
         """The words for where a row left: the line of the pipeline and the clause of a keep."""
         if stage == REPEATED:
-            return "repeated_row"
+            return TAKEN_DOWN if clause == TAKEN else "repeated_row"
         if stage >= len(self.stages):
             return "the end: it has no image"
         entry = self.stages[stage]

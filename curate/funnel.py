@@ -7,10 +7,15 @@ import numpy as np
 
 from curate.source import Source
 from curate.stages import KeepUse, Stage
-from curate.store import REMOVED, STATE_NAMES, Store
+from curate.store import DROPPED, REMOVED, STATE_NAMES, Store
+from curate.tombstones import TAKEN_DOWN
 
 HAS_IMAGE = "keep the image is there"
 """The last decision before shards are packed: a row without a picture makes no sample."""
+
+
+Told = tuple[str, Sequence[str]]
+"""A stage as the funnel tells of it: what it is called, and the clauses of a keep."""
 
 
 def count(store: Store, source: Source, chain: str, stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -18,7 +23,13 @@ def count(store: Store, source: Source, chain: str, stages: Sequence[Stage]) -> 
 
     Raises RuntimeError where in ≠ kept + dropped + unknown + quarantined + removed, at any stage.
     """
-    most = max((len(s.keep.clauses) for s in stages if isinstance(s, KeepUse)), default=1)
+    return recount(store, source, chain, [(s.label, [c.text for c in s.keep.clauses] if isinstance(s, KeepUse) else [])
+                                          for s in stages])
+
+
+def recount(store: Store, source: Source, chain: str, stages: Sequence[Told]) -> list[dict[str, Any]]:
+    """The same for stages that a finished run has recorded."""
+    most = max((len(clauses) for _, clauses in stages), default=0) or 1
     totals = np.zeros((len(stages) + 2, len(STATE_NAMES), most), np.int64)   # stage (repeated rows first), state, clause
     rows = 0
     for shard in range(source.num_shards):
@@ -31,9 +42,9 @@ def count(store: Store, source: Source, chain: str, stages: Sequence[Stage]) -> 
     return list(_entries(totals, rows, stages))
 
 
-def _entries(totals: np.ndarray, rows: int, stages: Sequence[Stage]) -> Any:
+def _entries(totals: np.ndarray, rows: int, stages: Sequence[Told]) -> Any:
     alive = rows
-    names = ["source", *(s.label for s in stages), HAS_IMAGE]
+    names = ["source", *(label for label, _ in stages), HAS_IMAGE]
     for index, name in enumerate(names):
         if index == len(names) - 1 and not totals[index].any():
             continue
@@ -49,13 +60,11 @@ def _entries(totals: np.ndarray, rows: int, stages: Sequence[Stage]) -> Any:
         yield entry
 
 
-def _clauses(totals: np.ndarray, index: int, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+def _clauses(totals: np.ndarray, index: int, stages: Sequence[Told]) -> list[dict[str, Any]]:
     """The reasons: each top-level `and` of a keep its own."""
     if index == 0:
-        repeated = int(totals[1 : REMOVED + 1].sum())
-        return [{"text": "repeated_row", "dropped": repeated, "unknown": 0}] if repeated else []
-    stage = stages[index - 1] if index <= len(stages) else None
-    if not isinstance(stage, KeepUse):
-        return []
-    return [{"text": clause.text, "dropped": int(totals[1, i]), "unknown": int(totals[2, i])}
-            for i, clause in enumerate(stage.keep.clauses)]
+        repeated, taken = int(totals[DROPPED].sum()), int(totals[REMOVED].sum())
+        return [*([{"text": "repeated_row", "dropped": repeated, "unknown": 0}] if repeated else []),
+                *([{"text": TAKEN_DOWN, "dropped": 0, "unknown": 0, "removed": taken}] if taken else [])]
+    clauses = stages[index - 1][1] if index <= len(stages) else ()
+    return [{"text": text, "dropped": int(totals[1, i]), "unknown": int(totals[2, i])} for i, text in enumerate(clauses)]

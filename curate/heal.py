@@ -5,7 +5,7 @@ missing into present. What was decided after the fetch is forgotten for the shar
 is killed in between decides anew from whatever has come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import pyarrow as pa
 
@@ -15,21 +15,27 @@ from curate.source import Source
 from curate.store import Store
 
 
-def reopen(store: Store, source: Source, segments: Sequence[Segment]) -> int:
-    """Forget the decisions that asking again may change, from the first fetch among `segments` on; how many pictures that is."""
+def reopen(store: Store, source: Source, segments: Sequence[Segment], opened: Set[int] = frozenset()) -> set[int]:
+    """Forget the decisions that asking again may change, from the first fetch among `segments` on; which shards these are.
+
+    Of shards that were `opened` before, because a fetch before the last barrier asks again, all decisions are forgotten.
+    """
+    for number in opened:
+        for segment in segments:
+            store.kept_path(segment.chain_out, number).unlink(missing_ok=True)
     index = next((i for i, s in enumerate(segments) if s.kind == "fetch"), None)
     if index is None:
-        return 0
+        return set(opened)
     fetch = segments[index].stages[0]
     assert isinstance(fetch, BoundStep)
-    total = 0
+    found = set(opened)
     for shard in range(source.num_shards):
         ids = may_come(store.read_parts(fetch.folder, shard, ["image_id", "status"]))
-        total += len(ids)
         for touched in [shard, *(b for b, lent in source.borrowers(shard).items() if ids & set(lent))] if ids else ():
+            found.add(touched)
             for segment in segments[index:]:
                 store.kept_path(segment.chain_out, touched).unlink(missing_ok=True)
-    return total
+    return found
 
 
 def may_come(parts: pa.Table | None) -> set[str]:

@@ -4,7 +4,7 @@
     decode(data)                     an RGB picture: upright, alpha on white
     load(data, fit)                  the same, resized as img2dataset's modes do, with a JPEG shrunk while it is decoded
     encode(picture, "jpg", 95)       the same bytes for the same pixels, no metadata
-    read(ref, root)                  the bytes behind an image reference
+    read(ref, root)                  the bytes behind an image reference; `read_each` for many
 
 Everything that can be wrong with the data raises BadImage, whose `status` is a word for the `status` column. Only running out
 of memory is not data. Colour profiles are ignored, as img2dataset and the usual CLIP preprocessing do.
@@ -16,8 +16,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,10 @@ from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from curate.errors import UserError
+from curate import remote
+from curate.blur import Box, blurred
+from curate.errors import RunStopped, UserError
+from curate.lossless import stripped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """The decoders that may run at all; Pillow has some 40, and most of its security history lies in the others."""
@@ -34,7 +37,7 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE = {"jpg": 65_500, "png": 65_500, "webp": 16_383}
 """The longest side in pixels: what libjpeg and libwebp can do."""
 LARGE_PIXELS = 16_777_216
-"""Larger pictures are decoded one at a time in a process, so that memory holds one of them and not one a thread."""
+"""Larger pictures are decoded one at a time, so that memory holds one of them and not one a thread or decoder process."""
 PIXELS_ABOVE = 2
 """A JPEG is decoded to at least twice the wanted size: as near to OpenCV's `area` (49 dB) as a full decode; at once, 41 dB."""
 
@@ -74,14 +77,14 @@ class Fit:
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after scaling, before cropping or padding; the same if this picture is left alone."""
-        if not self._applies(width, height):
+        if not self.applies(width, height):
             return width, height
         scale = self.size / self._side(width, height)
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def finish(self, picture: Image.Image, width: int, height: int) -> Image.Image:
         """Crop to the middle or pad with white, where the mode says so; `width` and `height` are the original's."""
-        if self.mode not in ("center_crop", "border") or not self._applies(width, height):
+        if self.mode not in ("center_crop", "border") or not self.applies(width, height):
             return picture
         left, top = (self.size - picture.width) / 2, (self.size - picture.height) / 2
         if self.mode == "center_crop":      # albumentations floors the part cut off at the left, and that padded at the left
@@ -94,7 +97,8 @@ class Fit:
     def _side(self, width: int, height: int) -> int:
         return min(width, height) if self.mode in ("keep_ratio", "center_crop") else max(width, height)
 
-    def _applies(self, width: int, height: int) -> bool:
+    def applies(self, width: int, height: int) -> bool:
+        """Whether a picture of this size is changed."""
         return self.mode != "no" and (not self.only_if_bigger or self._side(width, height) > self.size)
 
 
@@ -130,16 +134,39 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return load(data, Fit(), max_pixels).image
 
 
-def load(data: bytes, fit: Fit, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture as `fit` wants it, in RGB, upright, alpha on white, without metadata. Raises BadImage."""
+def load(data: bytes, fit: Fit, max_pixels: int = MAX_PIXELS, boxes: Sequence[Box] = (),
+         alone: AbstractContextManager[Any] = _LARGE) -> Picture:
+    """The picture as `fit` wants it, in RGB, upright, alpha on white, `boxes` blurred, without metadata. Raises BadImage.
+
+    `alone` is held while a large picture is decoded.
+    """
     image = _open(data, max_pixels)
     try:
-        with _LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
-            return _load(image, fit, max_pixels)
+        with alone if image.width * image.height > LARGE_PIXELS else nullcontext():
+            return _load(image, fit, max_pixels, boxes)
     except BadImage:
         raise
     except _DATA_ERRORS as error:
         raise BadImage("decode_error", _text(error)) from None
+
+
+def keep(data: bytes, fit: Fit, max_pixels: int = MAX_PIXELS) -> tuple[Picture, bytes] | None:
+    """A JPEG that `fit` leaves alone, and its file without metadata; None where it has to be encoded anew. Raises BadImage.
+
+    `Picture.image` is an eighth of its size: all of the file is read, so that a broken one is found.
+    """
+    image = _open(data, max_pixels)
+    orientation, has_gps = _exif(image)
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or orientation != 1 or fit.applies(*image.size):
+        return None
+    width, height = image.size
+    try:
+        image.draft(None, (1, 1))
+        image.load()
+    except _DATA_ERRORS as error:
+        raise BadImage("decode_error", _text(error)) from None
+    file = stripped(data)
+    return None if file is None else (Picture(image, "jpeg", width, height, has_gps), file)
 
 
 def encode(picture: Image.Image, encoding: Encoding = "jpg", quality: int | None = None) -> bytes:
@@ -174,17 +201,26 @@ def read(ref: Mapping[str, Any], root: Path) -> bytes:
     """
     file, offset, length = ref["file"], ref["offset"], ref["length"]
     if "://" in file:
-        import fsspec
-
-        system, name = fsspec.core.url_to_fs(file)
-        data: bytes = system.cat_file(name, start=offset, end=offset + length)
-    else:
-        path = root / file
-        now = path.stat()
-        data = _handle(str(path), now.st_ino, now.st_mtime_ns).read(offset, length)
+        try:
+            return remote.read_window([remote.Range(file, offset, length)])[0]
+        except RunStopped as error:
+            raise OSError(str(error)) from None
+    path = root / file
+    now = path.stat()
+    data = _handle(str(path), now.st_ino, now.st_mtime_ns).read(offset, length)
     if len(data) != length:
         raise OSError(f"{file}: {length} bytes wanted at {offset}, {len(data)} there")
     return data
+
+
+def read_each(refs: Sequence[Mapping[str, Any]], root: Path) -> Iterator[bytes]:
+    """As `read` for one reference after the other; where all are urls, many at a time and ahead of who takes them.
+
+    Raises OSError, and RunStopped where an object store does not give what it had: that says nothing about the picture.
+    """
+    if all("://" in ref["file"] for ref in refs):
+        return remote.read_each(remote.Range(ref["file"], ref["offset"], ref["length"]) for ref in refs)
+    return (read(ref, root) for ref in refs)
 
 
 class _Handle:
@@ -213,6 +249,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise BadImage("empty", "no bytes")
     if extension(data) == "bin":
         raise BadImage("wrong_type", "not a JPEG, PNG, WebP or GIF")
+    if data.startswith(b"RIFF"):            # Pillow takes memory for two whole frames when it opens one
+        _check_size(*_webp_size(data), max_pixels, "")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -223,6 +261,21 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP by its first chunk (RFC 9649, section 2); 1 x 1 where that is none, for Pillow to judge."""
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(data[at:at + length], "little")
+
+    match data[12:16]:
+        case b"VP8X":
+            return number(24, 3) + 1, number(27, 3) + 1
+        case b"VP8L":
+            return (number(21, 4) & 0x3fff) + 1, (number(21, 4) >> 14 & 0x3fff) + 1
+        case b"VP8 ":
+            return number(26, 2) & 0x3fff, number(28, 2) & 0x3fff
+    return 1, 1
+
+
 def _check_size(width: int, height: int, max_pixels: int, when: str) -> None:
     if min(width, height) < 1:
         raise BadImage("decode_error", f"{width}x{height} pixels")
@@ -230,7 +283,7 @@ def _check_size(width: int, height: int, max_pixels: int, when: str) -> None:
         raise BadImage("too_many_pixels", f"{width}x{height} pixels{when}")
 
 
-def _load(image: Image.Image, fit: Fit, max_pixels: int) -> Picture:
+def _load(image: Image.Image, fit: Fit, max_pixels: int, boxes: Sequence[Box]) -> Picture:
     kind = _format(image)
     if kind == "png":
         image.load()            # its EXIF chunk may stand behind the pixels
@@ -239,8 +292,9 @@ def _load(image: Image.Image, fit: Fit, max_pixels: int) -> Picture:
     width, height = image.size[::-1] if turned else image.size
     target = fit.scaled(width, height)
     _check_size(*target, max_pixels, " after resizing")
-    small = _shrunk(image, target[::-1] if turned else target)
-    upright = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
+    small = blurred(_shrunk(image, target[::-1] if turned else target), boxes)
+    # whether boxes speak of the picture as stored (img2dataset, DataComp) or upright, nobody knows: both places are blurred
+    upright = blurred(small.transpose(_UPRIGHT[orientation]), boxes) if orientation in _UPRIGHT else small
     return Picture(fit.finish(upright, width, height), kind, width, height, has_gps)
 
 

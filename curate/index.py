@@ -3,6 +3,7 @@
     build(chunks, rows, dims, queries, recall)     train, add, measure against brute force, tune
     write(built, file)                             what plain `faiss.read_index` reads
     Space.open(path, entry)                        search
+    Cells(points, cells)                           k-means: which vectors may be near each other at all
 
 Vectors are kept in half precision, as on disk, and nothing more is lost: `flat` compares a query with all of them, `ivf` with
 those in the lists nearest to it. Positions count from 0 in the order in which vectors came. One thread trains and adds, so the
@@ -31,6 +32,8 @@ FLAT_VALUES = 25_600_000
 """Rows times dimensions up to which every vector is compared: 50,000 rows of 512, some 7 ms a query on one core (ours)."""
 POINTS_A_LIST, ROUNDS, SEED = 40, 10, 0
 """k-means: FAISS warns below 39 points a list; 10 rounds are its own default for IVF."""
+CELL_ROUNDS = 6
+"""k-means of `Cells`: every further round costs a few per cent of a whole dedupe and finds no more pairs (ours)."""
 AT, QUERIES = 40, 100
 """The recall is recall@40, the size of a page, over so many queries of each kind."""
 SAME_SCORE = 1e-5
@@ -228,3 +231,25 @@ def scores(vectors: Matrix, query: Matrix) -> Matrix:
     """Cosines, summed in one fixed order: a pair's number does not depend on what else is scored with it."""
     summed: Matrix = (vectors * query).sum(axis=1)
     return summed
+
+
+class Cells:
+    """The space around `points` (unit vectors) cut into cells by k-means. Safe from several threads, and the same bits in all."""
+
+    def __init__(self, points: Matrix, cells: int) -> None:
+        faiss.omp_set_num_threads(1)
+        self._centres = faiss.IndexFlatIP(points.shape[1])
+        if cells > 1:
+            means = faiss.Clustering(points.shape[1], cells)
+            means.niter, means.seed, means.spherical = CELL_ROUNDS, SEED + 1, True
+            means.min_points_per_centroid, means.max_points_per_centroid = 1, len(points)
+            means.train(points, self._centres)
+        self.num = cells
+
+    def nearest(self, vectors: Matrix, wanted: int) -> Ints:
+        """(rows, wanted): the cells of each vector, the nearest first, which is its own."""
+        if self.num == 1:
+            return np.zeros((len(vectors), 1), np.int64)
+        faiss.omp_set_num_threads(1)      # of this thread; sums in another order would decide ties between cells otherwise
+        found: Ints = self._centres.search(vectors, wanted)[1]
+        return found

@@ -9,9 +9,11 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
+from curate import files, remote
 from curate.errors import UserError, did_you_mean
 
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
@@ -131,6 +133,10 @@ class Stamp(NamedTuple):
     version: str | None
 
 
+_BUFFER = 2**18
+"""Bytes read at once: the headers of a tar of pictures lie some 10 kB apart, and a seek inside the buffer costs nothing."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source by absolute path or url, or one folder of pictures; `format` names its reader."""
@@ -157,15 +163,17 @@ class SourceFile:
     def open(self) -> IO[bytes]:
         """The file's bytes as they lie there, seekable."""
         if not self.is_remote:
-            return open(self.path, "rb")
-        file_system, path = file_system_of(self.path)
-        return cast(IO[bytes], file_system.open(path, "rb"))
+            return open(self.path, "rb", buffering=_BUFFER)
+        return remote.open_object(self.path)
 
-    def stamp(self) -> Stamp:
-        """Size and time of the file as it is now. Raises FileNotFoundError."""
+    def stamp(self, anew: bool = False) -> Stamp:
+        """Size and time of the file as it is now; of an object as it was listed, unless it is to be asked for `anew`.
+
+        Raises FileNotFoundError, of an object UserError.
+        """
         if self.is_remote:
-            file_system, path = file_system_of(self.path)
-            return Stamp(int(file_system.info(path)["size"] or 0), None, str(file_system.ukey(path)))
+            size, version = remote.version(self.path, anew)
+            return Stamp(size, None, version)
         if self.format != FOLDER:
             stat = os.stat(self.path)
             return Stamp(stat.st_size, stat.st_mtime_ns, None)
@@ -173,16 +181,6 @@ class SourceFile:
         lines = (f"{name}\0{s.st_size}\0{s.st_mtime_ns}\n" for name, s in stats)
         listing = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
         return Stamp(sum(s.st_size for _, s in stats), max((s.st_mtime_ns for _, s in stats), default=0), listing)
-
-
-def file_system_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a url and the path on it. Raises UserError where fsspec knows none or lacks a package for it."""
-    import fsspec
-
-    try:
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open '{url}': {error}") from None
 
 
 def names_in(folder: Path) -> list[str]:
@@ -227,14 +225,20 @@ def _local(pattern: str, base: Path, formats: Mapping[str, str], pictures: bool)
 
 
 def _remote(pattern: str, formats: Mapping[str, str]) -> Iterator[SourceFile]:
-    file_system, path = file_system_of(pattern)
-    url = file_system.unstrip_protocol
-    if glob.has_magic(path):
-        files = [url(p) for p in sorted(file_system.glob(path))]
-    elif _format(path, formats):
-        files = [url(path)] if file_system.exists(path) else []
-    else:
-        return iter(_of_one_format((url(p) for p in sorted(file_system.find(path))), pattern, formats))
+    file_system, path = remote.file_system_of(pattern)
+    url, is_folder = file_system.unstrip_protocol, False
+    with remote.told(f"read '{pattern}'"):
+        file_system.invalidate_cache()
+        if glob.has_magic(path):
+            files = [url(p) for p in sorted(file_system.glob(path))]
+        elif _format(path, formats):
+            files = [url(path)] if file_system.exists(path) else []
+        else:
+            files, is_folder = [url(p) for p in sorted(file_system.find(path))], True
+    if not files:
+        remote.check_bucket(file_system, path, pattern)
+    if is_folder:
+        return iter(_of_one_format(iter(files), pattern, formats))
     if not files:
         raise UserError(f"no file matches '{pattern}'")
     return (_file(f, formats) for f in files)
@@ -285,8 +289,28 @@ def _listed(formats: Mapping[str, str]) -> str:
 
 
 def matching_files(pattern: Any) -> list[Path]:
-    """The files that a file setting names, sorted; UserError where there is none."""
-    found = sorted(Path(p) for p in glob.glob(str(pattern)))
+    """The files that a file setting names, sorted: a file, a pattern, all below a folder; of a map those of all its values.
+
+    UserError where there is none.
+    """
+    if isinstance(pattern, Mapping):
+        return [path for value in pattern.values() for path in matching_files(value)]
+    named = (Path(p) for p in glob.glob(str(pattern)))
+    found = sorted(f for p in named for f in (map(Path, _below(p)) if p.is_dir() else [p]))
     if not found:
         raise UserError(f"no file {pattern}")
     return found
+
+
+def content(value: Any) -> Any:
+    """What the files of a file setting hold, whatever they are called: their hashes; of a map a hash under each of its names."""
+    if isinstance(value, Mapping):
+        return {name: files.digest(sorted(content(pattern))) for name, pattern in value.items()}
+    stats = ((path, path.stat()) for path in matching_files(value))
+    return [_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+@lru_cache(maxsize=1 << 17)
+def _digest(path: Path, _bytes: int, _mtime_ns: int) -> str:
+    """A file's sha256; one that has not changed is read once."""
+    return files.file_digest(path)

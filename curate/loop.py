@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 from curate import files
-from curate.errors import RunStopped
+from curate.errors import RunStopped, UserError
 from curate.judge import Judge
 from curate.pairs import kept, write_pairs
 from curate.pipeline import Pipeline
 from curate.run import Outcome
-from curate.source import Source
+from curate.source import Source, parse_source
 from curate.stages import StepUse
 from curate.store import Store
 from curate.training import Trainer
@@ -55,6 +55,7 @@ def run_rounds(pipeline: Pipeline, store: Store, runner: Runner, trainer: Traine
     """All rounds, then the shards by the promoted weights. Does only what an earlier attempt has not done."""
     start = first_of_loop(pipeline)
     assert start is not None and pipeline.loop is not None
+    _refuse_urls(pipeline)
     raw = runner(replace(pipeline, stages=pipeline.stages[:start]), pack=False)
     source = Source.open(store.source)
     judge = Judge(store, source, pipeline, raw, trainer)
@@ -72,6 +73,15 @@ def run_rounds(pipeline: Pipeline, store: Store, runner: Runner, trainer: Traine
             break
     promoted = [r for r in rounds if r.promoted][-1]
     return runner(with_weights(pipeline, store.root, promoted.weights), pack=True)
+
+
+def _refuse_urls(pipeline: Pipeline) -> None:
+    """A training reads its pictures where they lie, and only from this machine."""
+    where = parse_source(pipeline.source, pipeline.path.parent).where
+    if "shards" in pipeline.source and (urls := [w for w in where if "://" in w]):
+        raise UserError(f"a loop trains on tars of this machine, and the source is '{urls[0]}'; copy them, or run without "
+                        "'loop:' and train on the shards", pipeline.where("source"))
+
 
 
 def with_weights(pipeline: Pipeline, root: Path, weights: str) -> Pipeline:

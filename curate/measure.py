@@ -8,7 +8,8 @@ import errno
 import sys
 import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate import images, step
+from curate import step
 from curate.errors import CurateError, RunStopped
 from curate.keep import DROPPED as SAYS_NO
 from curate.keep import KEPT as SAYS_YES
 from curate.keep import evaluate
+from curate.pictures import Pictures, read_ahead
 from curate.plan import BoundKeep, BoundStep, Column, Segment
 from curate.source import Source
 from curate.step import Spec
-from curate.store import ALIVE, DROPPED, ERROR, QUARANTINED, UNKNOWN, Kept, Store, newest, positions, take_or_null
+from curate.store import (
+    ALIVE,
+    DROPPED,
+    ERROR,
+    QUARANTINED,
+    REMOVED,
+    REPEATED,
+    TAKEN,
+    UNKNOWN,
+    Kept,
+    Store,
+    newest,
+    positions,
+    take_or_null,
+)
+from curate.tombstones import REMOVED as THROWN_AWAY
 
 ALL_FAIL = 8
 """From so many rows on, a step that raises on every one of them is broken, not the data (our choice)."""
+SINGLES_AHEAD = 64
+"""So many rows' pictures are read at once where a batch is measured row by row and they lie in an object store."""
 _NOT_THE_DATA = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
 
 
@@ -55,6 +74,7 @@ class Shard:
     def __init__(self, store: Store, source: Source, number: int, kept: Kept) -> None:
         self.store, self.source, self.number, self.kept = store, source, number, kept
         self._parts: dict[str, tuple[pa.Table | None, np.ndarray]] = {}
+        self._own: dict[str, pa.Array] = {}
 
     @classmethod
     def at(cls, store: Store, source: Source, number: int, chain: str) -> "Shard":
@@ -63,12 +83,15 @@ class Shard:
             return cls(store, source, number, store.read_kept(chain, number))
         kept = Kept.fresh(source.rows(number))
         kept.leave(source.repeated(number), DROPPED, -1)
+        kept.leave(source.taken_down(number), REMOVED, REPEATED, TAKEN)
         return cls(store, source, number, kept)
 
     def column(self, ref: Column) -> pa.Array:
         """All rows of a column, null where it was not measured."""
         if not ref.folder:
-            return _one(self.source.table(self.number, [ref.name])[ref.name])
+            if ref.name not in self._own:
+                self._own[ref.name] = _one(self.source.table(self.number, [ref.name])[ref.name])
+            return self._own[ref.name]
         table, where = self._laid_out(ref)
         return pa.nulls(len(where), ref.type) if table is None else take_or_null(table[ref.name], where)
 
@@ -130,6 +153,8 @@ class Worker:
             report.alive = self.store.kept_footer(segment.chain_out, number)[1]
             return report
         shard = Shard.at(self.store, self.source, number, segment.chain_in)
+        if segment.fetched is not None:
+            throw_away(shard, *segment.fetched)
         for stage in segment.stages:
             if isinstance(stage, BoundStep):
                 self.measure(stage, shard, retry, report)
@@ -155,7 +180,9 @@ class Worker:
             call = _caller(bound, spec, self.instance(bound))
             begin = time.perf_counter()
             batches = (rows[i : i + spec.batch] for i in range(0, len(rows), spec.batch))
-            parts = [self._batch(bound, spec, shard, batch, call) for batch in batches]
+            sees = any(ref.type == step.image for ref in bound.reads.values())
+            with self.source.unchanged(shard.number) if sees else nullcontext():
+                parts = [self._batch(bound, spec, shard, batch, call) for batch in batches]
             report.step_seconds[bound.label] = time.perf_counter() - begin
             table = pa.concat_tables(parts)
             _refuse_total_failure(bound, table)
@@ -179,21 +206,31 @@ class Worker:
         """Measure a batch at once; where that raises, row by row, and what raises alone is quarantined."""
         columns = {p: shard.column(ref).take(pa.array(rows)) for p, ref in bound.reads.items()}
         try:
-            values = call(_forms(spec, columns, self.store.root))
+            values = call(_forms(spec, columns, Pictures(self.store.root)))
             return part_table(bound, rows, values, [None] * len(rows))
         except (CurateError, BadAnswer):
             raise
         except Exception as error:  # noqa: BLE001  a step may raise anything; what is not about the data goes on up
             _reraise_machine_trouble(bound, error)
-        singles = [self._single(bound, spec, columns, i, call) for i in range(len(rows))]
+        singles = list(self._singles(bound, spec, columns, len(rows), call))
         good = [v for v, _ in singles]
         merged = {own: [None if v is None else v[own][0] for v in good] for own in bound.types}
         return part_table(bound, rows, merged, [e for _, e in singles])
 
-    def _single(self, bound: BoundStep, spec: Spec, columns: Mapping[str, pa.Array], i: int,
+    def _singles(self, bound: BoundStep, spec: Spec, columns: Mapping[str, pa.Array], rows: int,
+                 call: Callable[..., Any]) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+        for at in range(0, rows, SINGLES_AHEAD):
+            few = {p: c.slice(at, SINGLES_AHEAD) for p, c in columns.items()}
+            refs = (ref for c in few.values() if c.type == step.image for ref in c.to_pylist() if ref)
+            ahead = read_ahead(refs, self.store.root)
+            for i in range(min(SINGLES_AHEAD, rows - at)):
+                one = {p: c.slice(i, 1) for p, c in few.items()}
+                yield self._single(bound, spec, one, Pictures(self.store.root, ahead), call)
+
+    def _single(self, bound: BoundStep, spec: Spec, one: Mapping[str, pa.Array], pictures: Pictures,
                 call: Callable[..., Any]) -> tuple[dict[str, Any] | None, str | None]:
         try:
-            values = call(_forms(spec, {p: c.slice(i, 1) for p, c in columns.items()}, self.store.root))
+            values = call(_forms(spec, one, pictures))
             part_table(bound, np.array([0]), values, [None])
             return values, None
         except (CurateError, BadAnswer):
@@ -224,19 +261,25 @@ def decide(bound: BoundKeep, shard: Shard) -> None:
     shard.kept.clause[alive[gone]] = verdicts.clause[gone]
 
 
+def throw_away(shard: Shard, stage: int, status: Column) -> None:
+    """Alive rows whose picture was one that had been taken down leave as removed, at the stage of its fetch."""
+    came = pc.fill_null(pc.equal(shard.column(status), THROWN_AWAY), False).to_numpy(zero_copy_only=False)
+    shard.kept.leave(np.flatnonzero(came & (shard.kept.state == ALIVE)), REMOVED, stage)
+
+
 def quarantine(bound: BoundStep, shard: Shard) -> None:
     """Alive rows that the step could not measure leave, with the reason in its column folder."""
     wrong = pc.is_valid(shard.errors(bound)).to_numpy(zero_copy_only=False)
     shard.kept.leave(np.flatnonzero(wrong & (shard.kept.state == ALIVE)), QUARANTINED, bound.index)
 
 
-def as_form(array: pa.Array, annotation: Any, root: Path, pictures: dict[Any, Any] | None = None) -> Any:
+def as_form(array: pa.Array, annotation: Any, pictures: Pictures) -> Any:
     """A column in the form that a parameter's annotation asks for (see `curate.step`)."""
     inner = next((a for a in typing.get_args(annotation) if a is not type(None)), annotation) \
         if type(None) in typing.get_args(annotation) else annotation
     if array.type == step.image:
         element = (typing.get_args(inner) or (None,))[0]
-        return [_picture(ref, element is bytes, root, {} if pictures is None else pictures) for ref in array.to_pylist()]
+        return pictures.of(array.to_pylist(), element is bytes)
     if inner is pa.Array or inner is pa.StringArray:
         return array
     if inner is np.ndarray or typing.get_origin(inner) is np.ndarray or array.type == step.vector:
@@ -265,18 +308,8 @@ def to_column(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def _picture(ref: Mapping[str, Any], raw: bool, root: Path, seen: dict[Any, Any]) -> Any:
-    """Bytes or decoded picture of a reference; rows of a batch that share it get the same object."""
-    key = (raw, ref["file"], ref["offset"])
-    if key not in seen:
-        data = images.read(ref, root)
-        seen[key] = data if raw else images.decode(data)
-    return seen[key]
-
-
-def _forms(spec: Spec, columns: Mapping[str, pa.Array], root: Path) -> dict[str, Any]:
-    pictures: dict[Any, Any] = {}
-    return {p: as_form(c, spec.reads[p], root, pictures) for p, c in columns.items()}
+def _forms(spec: Spec, columns: Mapping[str, pa.Array], pictures: Pictures) -> dict[str, Any]:
+    return {p: as_form(c, spec.reads[p], pictures) for p, c in columns.items()}
 
 
 def _caller(bound: BoundStep, spec: Spec, instance: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -349,5 +382,6 @@ class WholeShard:
 
     def form(self, ref: Column, annotation: Any) -> Any:
         """The rows of one column in the form its parameter asks for."""
-        wanted = next((a for a in typing.get_args(annotation)[1:]), pa.Array)
-        return as_form(self.shard.column(ref).take(pa.array(self.rows)), wanted, self._root)
+        options = typing.get_args(annotation) if type(None) in typing.get_args(annotation) else (annotation,)
+        wanted = next((a for option in options for a in typing.get_args(option)[1:]), pa.Array)
+        return as_form(self.shard.column(ref).take(pa.array(self.rows)), wanted, Pictures(self._root))

@@ -15,6 +15,7 @@ import pyarrow as pa
 from curate import source, step
 from curate.document import TOP_KEYS, entry_of, override, read_yaml
 from curate.errors import UserError, did_you_mean
+from curate.expectation import Expectation, expectation
 from curate.keep import Keep, parse
 from curate.locations import matching_files
 from curate.loop_settings import LoopSettings, loop_settings
@@ -52,6 +53,8 @@ class Pipeline:
     """the settings of a training on what is kept"""
     loop: LoopSettings | None
     """how often the trained model measures the raw pool again"""
+    expect: Expectation | None
+    """what should come out; a run in which it does not says so"""
     lines: Mapping[str, int]
     sets: tuple[str, ...] = ()
     """what `--set` changed in it"""
@@ -84,8 +87,9 @@ def load(path: Path, overrides: Sequence[str] = (), until: str | None = None) ->
     train = document.get("train")
     if settings is not None and not isinstance(train, Mapping):
         raise UserError("'loop:' needs 'train:', a map like {samples_seen: 50M}", f"{path}:{top_lines['loop']}")
-    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, train, settings, top_lines,
-                    tuple(overrides))
+    expect = _expectation(document.get("expect"), f"{path}:{top_lines.get('expect', 1)}")
+    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, train, settings,
+                    None if until else expect, top_lines, tuple(overrides))
 
 
 def _cut(stages: tuple[Stage, ...], until: str | None) -> tuple[Stage, ...]:
@@ -122,6 +126,13 @@ def _shard_settings(value: Any, where: str) -> ShardSettings:
     return ShardSettings(**value)
 
 
+def _expectation(value: Any, where: str) -> Expectation | None:
+    try:
+        return expectation(value)
+    except UserError as error:
+        raise UserError(str(error), where) from None
+
+
 class _Checker:
     """Walks the list once, keeping track of which columns exist so far."""
 
@@ -131,6 +142,7 @@ class _Checker:
         self.added_at: dict[str, int] = {}
         self.volatile: set[str] = set()
         self.loop: set[str] = set()
+        self.makers: dict[str, step.Maker] = {}
 
     def stage(self, entry: Any, line: int) -> Stage:
         where = f"{self.path}:{line}"
@@ -196,6 +208,8 @@ class _Checker:
                 raise UserError(f"step '{name}': {key}: {value!r} is not a name of letters, digits and _")
         checked = _check_settings(spec, settings)
         bound = self._bind(spec, of, reads)
+        if spec.completes is not None:
+            checked = dict(spec.completes(checked, {p: self.makers[c] for p, c in bound.items() if c in self.makers}))
         trained = any(checked[n] == "loop" for n in holds)
         if trained != (first is not None) or not isinstance(first, str | None):
             raise UserError(f"step '{spec.name}': 'pretrained: loop' and 'first:' belong together; first is raw (train on the "
@@ -205,6 +219,7 @@ class _Checker:
         types = spec.columns(checked)
         adds = {own: f"{named_after}_{own}" if named_after else own for own in types}
         self._add(spec, adds, types, line, loop)
+        self.makers |= dict.fromkeys(adds.values(), step.Maker(spec.name, checked, loop))
         return StepUse(name, spec, checked, bound, adds, types, named_after, line, loop, first or "")
 
     def _bind(self, spec: Spec, of: str | None, reads: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from curate import files
 from curate.keep import Keep
-from curate.locations import matching_files
+from curate.locations import content
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.step import Operational, Setting, Spec, load_step
 
@@ -89,6 +89,8 @@ class Segment:
     stages: tuple[Bound, ...]
     chain_in: str
     chain_out: str
+    fetched: tuple[int, Column] | None = None
+    """the fetch just before it that has a status: its stage, and where that status stands"""
 
 
 WeightsId = Callable[[Spec, Mapping[str, Any], str], Sequence[str]]
@@ -100,6 +102,7 @@ class Binder:
     def __init__(self, source_columns: Mapping[str, pa.DataType], base: Path, weights_id: WeightsId) -> None:
         self.columns = {n: Column(n, t, f"source.{n}") for n, t in source_columns.items()}
         self.chain = ""
+        self._fetched: tuple[int, Column] | None = None
         self._base = base
         self._weights_id = weights_id
 
@@ -109,8 +112,8 @@ class Binder:
         result = []
         for kind, group in _cut(bound):
             chain_out = files.digest([self.chain, [_chain_part(b) for b in group]])
-            result.append(Segment(kind, tuple(group), self.chain, chain_out))
-            self.chain = chain_out
+            result.append(Segment(kind, tuple(group), self.chain, chain_out, self._fetched))
+            self.chain, self._fetched = chain_out, _fetched(group[0]) if kind == "fetch" else None
         return result
 
     def barrier(self, index: int, stage: StepUse | TopUse, alive: str, source_rows: int) -> tuple[Barrier, BoundKeep | None]:
@@ -151,7 +154,7 @@ class Binder:
         if value is not None and "weights" in setting.tags:
             return self._weights_id(spec, settings, setting.name)
         if value is not None and "file" in setting.tags:
-            return [files.file_digest(p) for p in matching_files(value)]
+            return content(value)
         return str(value) if isinstance(value, Path) else value
 
     def _add(self, stage: StepUse, bound: BoundStep) -> None:
@@ -191,6 +194,12 @@ def _cut(bound: Sequence[Bound]) -> Iterator[tuple[SegmentKind, list[Bound]]]:
     if group:
         assert kind is not None
         yield kind, group
+
+
+def _fetched(stage: Bound) -> tuple[int, Column] | None:
+    if not isinstance(stage, BoundStep) or "status" not in stage.types:
+        return None
+    return stage.index, Column("status", stage.types["status"], f"{stage.id}.status", stage.folder, True)
 
 
 def _kind(stage: Bound) -> SegmentKind:

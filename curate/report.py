@@ -40,10 +40,10 @@ def funnel_lines(funnel: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 yield f"{'':>20}  - {gone}" + (f": {reason['text']}" if reason["text"] else "")
 
 
-def statuses(folder: Folder) -> Counter[str]:
-    """How many fetched images ended in which status."""
-    ref = folder.columns.get("status")
-    return ended(folder.store, folder.source, ref.folder) if ref is not None and ref.by_image else Counter()
+def statuses(folder: Folder, column: str = "status") -> Counter[str]:
+    """How many fetched images ended in which status, or have which value of another column of the download."""
+    ref = folder.columns.get(column)
+    return ended(folder.store, folder.source, ref.folder, column) if ref is not None and ref.by_image else Counter()
 
 
 def status_lines(root: Path) -> Iterator[str]:
@@ -66,6 +66,8 @@ def status_lines(root: Path) -> Iterator[str]:
         yield f"  {'finished shards':24} {len(manifest['shards'])}, {manifest['rows']:,} rows"
     for kind, number in statuses(folder).most_common():
         yield f"  images {kind:17} {number:,}"
+    for signal, number in statuses(folder, "opt_out_signal").most_common():
+        yield f"  opt-out by {signal:13} {number:,}"
 
 
 def why(root: Path, wanted: str) -> Iterator[str]:

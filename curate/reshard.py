@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import files
+from curate import files, remote
 from curate.errors import UserError, did_you_mean
 from curate.folder import Folder
 from curate.keep import Keep, parse
@@ -28,6 +28,7 @@ from curate.schedule import Tasks, drain
 from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
 from curate.source import Source, ingest, parse_source
 from curate.store import DROPPED, Store
+from curate.tombstones import refuse_unfinished
 from curate.work import Task
 
 WORK = ".curate"
@@ -60,6 +61,7 @@ def reshard(source: str, out: Path, *, uids: Path | None, where: str | None, row
     is_run = (Path(source) / "run.json").exists()
     if dropped_too and not is_run:
         raise UserError(f"--dropped-too: {source} is no run, nothing was dropped from it")
+    remote.refuse_url(out, "--out")
     with _held(out):
         given = _of_run(Path(source), dropped_too, attempt) if is_run else rows_of_files(source, out / WORK, attempt)
         _refuse_itself(given.source, out)
@@ -172,6 +174,7 @@ def _of_table(path: Path) -> np.ndarray:
 
 def _of_run(root: Path, dropped_too: bool, attempt: str) -> Rows:
     folder = Folder.open(root)
+    refuse_unfinished(root)
     store, chain = Store(root, attempt), "" if dropped_too else folder.chain
     if chain and not all(store.has_kept(chain, shard) for shard in range(folder.source.num_shards)):
         raise UserError(f"{root} is not finished; run its pipeline again first, or take --dropped-too")

@@ -6,15 +6,18 @@ A sample's way through the code: `source` → segments of steps and keeps (`meas
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from curate import files, funnel
 from curate.barrier import is_done
+from curate.certificate import certificates
 from curate.heal import reopen
+from curate.needs import note
 from curate.pace import Pace
 from curate.pipeline import OWN_COLUMNS, Pipeline
 from curate.plan import Binder, BoundKeep, BoundStep, Column, Segment, WeightsId, spans
@@ -72,6 +75,8 @@ class Run:
     heal: bool = False
     measured: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
+    needs: set[str] = field(default_factory=set)
+    """folders below the run's that the pipeline went through"""
 
     def drain(self, name: str, tasks: Tasks) -> None:
         """Run a group of tasks and show it."""
@@ -110,6 +115,7 @@ def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, wat
         if pack:
             outcome.manifest = _pack(state)
             _check_packed(outcome)
+        note(store, state.needs, finished=pack)
     return outcome
 
 
@@ -123,14 +129,16 @@ def _check_packed(outcome: Outcome) -> None:
 def _stages(state: Run) -> bool:
     """All stages of the pipeline; False where a part has to stop before a barrier."""
     pending: list[tuple[int, Stage | BoundKeep]] = []
+    opened: set[int] = set()
     for stages, barrier in spans(state.pipeline.stages):
         pending += stages
         if barrier is None and state.pipeline.shards.write and "image" in state.binder.columns:
             pending.append((len(state.pipeline.stages), _image_is_there(state)))
         segments = state.binder.segments(pending or [(-1, _everything())])
+        state.needs |= set(_folders(segments))
         _record(state)
         if state.heal:
-            reopen(state.store, state.source, segments)
+            opened = reopen(state.store, state.source, segments, opened)
         names = ", ".join(dict.fromkeys(s.spec.name for _, s in stages if isinstance(s, StepUse)))
         tasks = segment_tasks(segments, state.source, state.store, state.shards_of_part(), state.retry, state.heal)
         state.drain(names or "keeps", tasks)
@@ -144,6 +152,16 @@ def _stages(state: Run) -> bool:
     return state.part is None
 
 
+def _folders(segments: Sequence[Segment]) -> Iterator[str]:
+    """Where segments keep what they measure, fetch and decide, below the run's folder."""
+    for segment in segments:
+        yield f"kept/{segment.chain_out}"
+        for stage in segment.stages:
+            if isinstance(stage, BoundStep):
+                yield f"columns/{stage.folder}"
+                yield f"images/{stage.id}"
+
+
 def _judge(state: Run, segments: Sequence[Segment]) -> None:
     """Stop after a download that got too little, also where an earlier attempt made it."""
     for segment in segments:
@@ -154,8 +172,9 @@ def _judge(state: Run, segments: Sequence[Segment]) -> None:
 
 def _barrier(state: Run, index: int, stage: StepUse | TopUse) -> Sequence[tuple[int, BoundKeep]]:
     """Run a barrier over the rows alive now; for `top`, the keep that its mask decides is the next stage."""
-    alive = [state.store.kept_footer(state.binder.chain, shard)[0] for shard in range(state.source.num_shards)]
+    alive = [state.store.decided_digest(state.binder.chain, shard) for shard in range(state.source.num_shards)]
     bound, keep = state.binder.barrier(index, stage, files.digest(alive), state.source.num_distinct)
+    state.needs.add(f"columns/{bound.folder}")
     done = is_done(state.store, bound)
     state.drain(stage.label, Tasks([(Task("whole", bound, chain=state.binder.chain), ())] * (not done), skipped=int(done)))
     return [(index, keep)] if keep else []
@@ -179,7 +198,7 @@ def _pack(state: Run) -> dict[str, Any] | None:
         return None
     blocks = plan_blocks(store, source, binder.chain, binder.columns, settings, store.shards)
     pack(state, blocks)
-    return write_manifest(store.shards, blocks, store.attempt)
+    return write_manifest(store.shards, blocks, store.attempt, certificates(state.pipeline.stages))
 
 
 def pack(state: Run, blocks: Sequence[Block]) -> None:
@@ -198,7 +217,7 @@ def _stage_record(stage: Stage, state: Run) -> dict[str, Any]:
     else:
         folder = next((state.binder.columns[n].folder for n in stage.adds.values() if n in state.binder.columns), "")
         below = f"{state.store.root}/"   # weights that the run trained are named from its folder, so that it can be moved
-        settings = {n: v.removeprefix(below) if isinstance(v, str) else v for n, v in stage.settings.items()}
+        settings = {n: str(v).removeprefix(below) if isinstance(v, str | Path) else v for n, v in stage.settings.items()}
         record |= {"folder": folder, "step": stage.spec.name, "settings": settings, "reads": dict(stage.reads),
                    "adds": dict(stage.adds)}
     return record
@@ -208,7 +227,9 @@ def _record(state: Run) -> None:
     """run.json: what a reader of the folder needs to find columns and states; no times, they are in attempts.jsonl."""
     columns = {n: {**asdict(c), "type": str(c.type)} for n, c in state.binder.columns.items()}
     stages = [_stage_record(s, state) for s in state.pipeline.stages]
+    certified = certificates(state.pipeline.stages)
     files.write_json(state.store.root / "run.json", {
         "pipeline": str(state.pipeline.path), "sets": list(state.pipeline.sets), "chain": state.binder.chain, "stages": stages,
-        "columns": columns, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "attempt": state.store.attempt},
-        state.store.attempt)
+        "columns": columns, "shards": asdict(state.pipeline.shards), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "attempt": state.store.attempt, **({"decontaminated": certified} if certified else {}),
+        **({"expect": asdict(expect)} if (expect := state.pipeline.expect) else {})}, state.store.attempt)

@@ -46,9 +46,8 @@ class Seen:
 
     def add(self, *parts: str | int | bytes | None) -> None:
         """Each part with its length, so that no two series of parts give the same bytes."""
-        for part in parts:
-            data = part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape")
-            self._hash.update(b"%d:" % len(data) + data)
+        pieces = [part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape") for part in parts]
+        self._hash.update(b"".join([b"%d:%b" % (len(piece), piece) for piece in pieces]))
 
     def hexdigest(self) -> str:
         """sha256 as hex."""

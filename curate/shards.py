@@ -17,6 +17,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -182,7 +183,9 @@ def _write_tar(worker: Worker, folder: Path, tar: Tar, tables: Iterator[pa.Table
     path, parquet, stats = _files_of(folder / f"{tar.number:05d}.tar")
     attempt = worker.store.attempt
     stats.unlink(missing_ok=True)
-    with files.atomic(path, attempt) as file:
+    with files.atomic(path, attempt) as file, ExitStack() as unchanged:
+        for number in range(tar.first, tar.stop):
+            unchanged.enter_context(worker.source.unchanged(number))
         out = _Hashing(file)
         writer = TarWriter(out)  # type: ignore[arg-type]
         rows = pa.concat_tables([_write_rows(writer, table, worker.store.root) for table in tables])
@@ -201,8 +204,8 @@ def _write_rows(writer: TarWriter, table: pa.Table, root: Path) -> pa.Table:
     table = table.add_column(0, "key", pa.array(keys, pa.string()))
     names = [n for n in table.column_names if n != "image_id"]      # who reads the tar again makes the same of url or bytes
     rows = zip(*(_plain(table[n]) for n in names), strict=True)
-    for key, ref, caption, row in zip(keys, refs, table["caption"].to_pylist(), rows, strict=True):
-        data = images.read(ref, root)
+    pictures = images.read_each(refs, root)
+    for key, data, caption, row in zip(keys, pictures, table["caption"].to_pylist(), rows, strict=True):
         meta = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=_text)
         writer.add(f"{key}.{images.extension(data)}", data)
         writer.add(f"{key}.txt", (caption or "").encode())
@@ -248,8 +251,12 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if NUMBERED.fullmatch(p.name)) if folder.exists() else []
 
 
-def write_manifest(folder: Path, blocks: Sequence[Block], attempt: str) -> dict[str, Any]:
-    """Remove what is no longer part of the set, then commit it: the manifest is written last, and only if it changes."""
+def write_manifest(folder: Path, blocks: Sequence[Block], attempt: str,
+                   decontaminated: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Remove what is no longer part of the set, then commit it: the manifest is written last, and only if it changes.
+
+    `decontaminated` is what `curate.certificate` says of the rows.
+    """
     tars = [folder / f"{tar.number:05d}.tar" for block in blocks for tar in block.tars]
     expected = {path for tar in tars for path in _files_of(tar)}
     for path in _numbered(folder):
@@ -258,7 +265,8 @@ def write_manifest(folder: Path, blocks: Sequence[Block], attempt: str) -> dict[
             path.unlink()
     shards = [_entry(_files_of(tar)[2]) for tar in tars]
     columns = ["key", *(n for n, _ in blocks[0].columns if n != "image")] if blocks else []
-    manifest = {"layout": LAYOUT, "rows": sum(s["rows"] for s in shards), "columns": columns, "shards": shards}
+    manifest = {"layout": LAYOUT, "rows": sum(s["rows"] for s in shards), "columns": columns, "shards": shards,
+                **({"decontaminated": list(decontaminated)} if decontaminated else {})}
     manifest["digest"] = files.digest(manifest)
     if files.read_json(folder / "manifest.json") != manifest:
         files.write_json(folder / "manifest.json", manifest, attempt)
@@ -347,6 +355,6 @@ def write_subset(store: Store, source: Source, chain: str, columns: Mapping[str,
 def uid_bytes(uids: Sequence[str]) -> np.ndarray:
     """The 16 bytes of uids of 32 hex digits, in an order that is DataComp's; a user's uid of another form enters by its hash."""
     text = "".join(uids)
-    if not re.fullmatch(r"[0-9a-f]*", text) or any(len(uid) != 32 for uid in uids):
+    if not re.fullmatch(r"[0-9a-f]*", text) or set(map(len, uids)) - {32}:
         text = "".join(uid if _HEX.fullmatch(uid) else hashlib.blake2b(uid.encode(), digest_size=16).hexdigest() for uid in uids)
     return np.frombuffer(bytes.fromhex(text), UID_BYTES)

@@ -16,7 +16,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import columns, files, locations, owners, readers, samples
+from curate import columns, files, locations, owners, readers, remote, samples, tombstones
 from curate.columns import Chunk, Unreadable
 from curate.errors import UserError, did_you_mean
 from curate.locations import SourceFile, SourceSettings, Stamp, parse_source
@@ -101,9 +101,8 @@ def refusing(file: SourceFile) -> Iterator[None]:
         yield
     except pa.ArrowMemoryError:
         raise
-    except (Unreadable, BadTar, pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read '{file.shown}': {reason}") from None
+    except (Unreadable, BadTar, pa.ArrowException, EOFError, zlib.error, *remote.trouble()) as error:
+        raise UserError(f"cannot read '{file.shown}': {remote.reason(error)}") from None
 
 
 def _check_columns(settings: SourceSettings, file: SourceFile, chunk: Chunk) -> None:
@@ -235,6 +234,10 @@ class Source:
         """Rows of a shard whose uid came earlier in the source, ascending: they collapse into that one, as `repeated_row`."""
         return owners.repeated(self.folder, shard)
 
+    def taken_down(self, shard: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows of a shard that were taken down, ascending: they are blank, and nothing measures or keeps them."""
+        return tombstones.blank_rows(self.path(shard))
+
     def owners(self, shard: int) -> dict[str, int]:
         """image_id → the earlier shard that fetches it, for those pictures of a shard that another one holds first."""
         return owners.owned_elsewhere(self.folder, shard)
@@ -242,6 +245,13 @@ class Source:
     def borrowers(self, shard: int) -> dict[int, list[str]]:
         """Later shard → its pictures that this shard fetches for it."""
         return owners.borrowers(self.folder, shard)
+
+    def unchanged(self, shard: int) -> AbstractContextManager[None]:
+        """Pictures read in the block, where they lie in an object store, are those that were scanned; else UserError."""
+        part = self.part(shard)
+        if not self.has_images or part.version is None or not SourceFile(part.path, "").is_remote:
+            return nullcontext()
+        return remote.unchanged(part.path, (part.bytes, part.version))
 
     def depends(self, shard: int) -> set[int]:
         """The earlier shards that fetch pictures of this one."""
@@ -305,7 +315,7 @@ def _check_files(source: Source, settings: SourceSettings, found: Mapping[str, S
             raise UserError(f"'{SourceFile(part.path, '').shown}' was part of the source and is not any more; {ANEW}")
         stamp = file.stamp()
         if stamp != part.stamp:
-            if stamp.bytes != part.bytes or part.sha256 is None or _fingerprint(settings, file) != part.sha256:
+            if file.is_remote or stamp.bytes != part.bytes or part.sha256 is None or _fingerprint(settings, file) != part.sha256:
                 raise UserError(f"'{file.shown}' has changed since this run read it; {ANEW}")
             part = replace(part, **stamp._asdict())
         parts.append(part)
@@ -338,10 +348,11 @@ def _append(source: Source, settings: SourceSettings, new: Iterable[SourceFile],
 def _read(source: Source, settings: SourceSettings, file: SourceFile, attempt: str,
           progress: Callable[[int], None] | None) -> Source:
     """The source with one more file, whose shards are written."""
-    stamp, seen, schema, rows = file.stamp(), samples.Seen(), source.stored, 0
+    stamp, seen, schema, rows = file.stamp(anew=True), samples.Seen(), source.stored, 0
     left = None if settings.limit is None else settings.limit - source.num_rows
     shards = itertools.count(source.num_shards)
     found = tables(settings, file, len(source.parts), settings.shard_rows, seen)
+    listed = tombstones.read(source.folder.parent)
     with closing(found), ThreadPoolExecutor(1) as writer:  # one shard is written while the next one is hashed
         writing: Future[Any] = writer.submit(int)
         for table in found:
@@ -349,16 +360,20 @@ def _read(source: Source, settings: SourceSettings, file: SourceFile, attempt: s
             schema, rows = columns.merged(schema, table.schema), rows + len(table)
             writing.result()
             if len(table):
-                writing = writer.submit(files.write_table, source.path(next(shards)), table, attempt)
+                number = next(shards)
+                table = tombstones.barred_rows(table, listed, number)
+                writing = writer.submit(files.write_table, source.path(number), table, attempt)
             if progress:
                 progress(source.num_rows + rows)
             if rows == left:
                 break
         writing.result()
-    if file.stamp() != stamp:
+    if file.stamp(anew=True) != stamp:
         raise UserError(f"'{file.shown}' changed while it was read; run the same command again")
-    whole = rows != left and not file.is_remote
-    sha256 = None if not whole else seen.hexdigest() if file.format in samples.READERS else files.file_digest(Path(file.path))
+    if rows == left or (file.is_remote and file.format not in samples.READERS):
+        sha256 = None
+    else:
+        sha256 = seen.hexdigest() if file.format in samples.READERS else files.file_digest(Path(file.path))
     part = Part(file.path, *stamp, sha256, rows, source.num_shards, next(shards) - source.num_shards)
     return replace(source, parts=(*source.parts, part), stored=schema)
 

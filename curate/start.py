@@ -4,18 +4,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from curate import files, progress
 from curate.errors import UserError
+from curate.expectation import drift
 from curate.folder import Folder
 from curate.loop import first_of_loop, run_rounds
 from curate.pipeline import Pipeline, load
 from curate.progress import Quiet
 from curate.report import funnel_lines, statuses
 from curate.run import Outcome, run
+from curate.scorers import warnings
 from curate.store import Store
+from curate.tombstones import refuse_unfinished
 from curate.training import Trainer
 from curate.weights import WeightsIds
 from curate.work import Pool
@@ -30,8 +33,11 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
         raise UserError("--part shares out shards, but the rounds of a loop need them all; run the loop without --part")
     store = Store(out, attempt)
     trainer = trainer_of(pipeline, store)
+    for line in warnings(pipeline):
+        print(line, file=sys.stderr)
     with store.lock(f"{part[0]}/{part[1]}" if part else ""), ended_by_sigterm(), _swept(store):
         store.probe()
+        refuse_unfinished(out)
         if part is None:
             files.sweep(out)
         session = Session(store, on, workers, limit, part, retry, heal)
@@ -43,6 +49,8 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
                 trained = trainer.train_on_shards()
         else:
             outcome = run_rounds(pipeline, store, session, trainer, lambda line: print(line, file=sys.stderr))
+    for line in drift(asdict(pipeline.expect) if pipeline.expect else None, outcome.funnel):
+        print(f"warning: {pipeline.where('expect')}: {line}", file=sys.stderr)
     yield from _said(out, session, outcome)
     if trained:
         yield f"trained: {out / trained}"

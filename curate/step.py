@@ -19,11 +19,12 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from curate.errors import UserError, did_you_mean
 
@@ -40,6 +41,23 @@ image = pa.struct([("file", pa.string()), ("offset", pa.int64()), ("length", pa.
 
 File = Annotated[Path, "file"]
 """A setting that names a file; what counts for the identity of the column is the file's content, not its name."""
+def _named(value: Any) -> Any:
+    """`a/coco` or [a/coco, b.tar] as {coco: a/coco, b: b.tar}."""
+    if isinstance(value, Mapping):
+        return value
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise ValueError("should be a path, a list of them, or a map of names to paths")
+    parts = [[part for part in Path(v).parts if not has_magic(part)] for v in values]
+    names = [known[-1].partition(".")[0] if known else "" for known in parts]
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError("should be a map of names to paths, as the paths do not tell them apart")
+    return dict(zip(names, values, strict=True))
+
+
+NamedFiles = Annotated[dict[str, str], BeforeValidator(_named), "file"]
+"""A setting that names files by a word for each: a map of names to files, folders or patterns, or paths whose last parts are the
+names. Names and contents count for the column's identity, places and names of files do not."""
 Operational = "operational"
 """`Annotated[int, Operational]`: a setting that changes how fast or how politely, never what; outside the column's id."""
 Weights = Annotated[str, "weights"]
@@ -73,6 +91,19 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """The step in the pipeline that adds a column: its name, its checked settings, whether they depend on the loop's weights."""
+
+    step: str
+    settings: Mapping[str, Any]
+    loop: bool
+
+
+Completes = Callable[[Mapping[str, Any], Mapping[str, Maker]], Mapping[str, Any]]
+"""(settings, parameter → who adds the column it reads, where a step does) → settings; UserError where they do not fit."""
+
+
+@dataclass(frozen=True)
 class Spec:
     """Everything the engine knows of a step, read from its signature and decorator."""
 
@@ -88,6 +119,7 @@ class Spec:
     batch: int = 1000
     version: int = 1
     follows: bool = False
+    completes: Completes | None = None
 
     @property
     def is_model(self) -> bool:
@@ -105,24 +137,34 @@ class Spec:
 
 
 def step(*, adds: Adds, batch: int = 1000, version: int = 1, gpus: float = 0, follows: bool = False,
-         volatile: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+         volatile: tuple[str, ...] = (), completes: Completes | None = None,
+         ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function, or a class with `__call__`, as a row-wise step.
 
     `version` is part of every column's id: raise it when results change. `volatile` columns (seconds, attempts) never enter
     shards, keeps or ids. `follows`: what it adds is named after the model it reads (`clip_score: {of: loop}` adds
-    `loop_clip_cos`).
+    `loop_clip_cos`). `completes` is called while the pipeline is checked: it fills in settings that follow from the steps whose
+    columns are read, and refuses what does not go together.
     """
-    return _mark("step", adds=adds, batch=batch, version=version, gpus=gpus, follows=follows, volatile=frozenset(volatile))
+    return _mark("step", adds=adds, batch=batch, version=version, gpus=gpus, follows=follows, volatile=frozenset(volatile),
+                 completes=completes)
 
 
-def whole(*, adds: Adds, version: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Mark a generator function that reads `Chunks` of every alive row and yields one dict of columns a shard."""
-    return _mark("whole", adds=adds, version=version)
+def whole(*, adds: Adds, version: int = 1,
+          completes: Completes | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark a generator function that reads `Chunks` of every alive row and yields one dict of columns a shard.
+
+    What it returns after the last one, a dict of plain data, is kept beside its columns as facts of the run. `completes` as in
+    `step`.
+    """
+    return _mark("whole", adds=adds, version=version, completes=completes)
 
 
 def fetch(*, adds: Adds, version: int = 1, volatile: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a class whose `async one(url)` answers (values of the added columns but `image`, the bytes to store or None).
 
+    Further parameters of `one` are columns too, each a list with the values of all rows that hold the image; `| None`: None where
+    there is no such column.
     `async start()` and `async close()`, where it has them, are called in the event loop that uses it.
     """
     return _mark("fetch", adds=adds, version=version, volatile=frozenset(volatile))

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate import files
+from curate import files, remote
 from curate.errors import UserError
 
 ERROR = "_error"
@@ -31,6 +31,8 @@ ALIVE, DROPPED, UNKNOWN, QUARANTINED, REMOVED = range(5)
 STATE_NAMES = ("kept", "dropped", "unknown", "quarantined", "removed")
 REPEATED = -1
 """The stage at which a repeated row leaves: before the first."""
+TAKEN = -2
+"""The clause of rows that were taken down; they leave at the stage of the repeated ones, whatever was decided of them before."""
 
 _KEPT = pa.schema([("state", pa.uint8()), ("stage", pa.int16()), ("clause", pa.int16())])
 
@@ -104,11 +106,14 @@ class Store:
             return None
         return pa.concat_tables([pq.read_table(p, columns=names, partitioning=None, memory_map=False) for p in present])
 
-    def write_kept(self, chain: str, shard: int, kept: Kept, uids: pa.Array) -> None:
-        """Record a shard's states; the footer carries the digest of the uids alive, for barriers."""
+    def write_kept(self, chain: str, shard: int, kept: Kept, uids: pa.Array, decided: str = "") -> None:
+        """Record a shard's states; the footer carries the digest of the uids alive, for barriers.
+
+        `decided` is the digest that barriers go on with, where rows were taken down after them.
+        """
         table = pa.table([kept.state, kept.stage, kept.clause], schema=_KEPT)
         alive = uids.take(pa.array(kept.alive))
-        metadata = {"alive": alive_digest(alive), "num_alive": str(len(alive))}
+        metadata = {"alive": alive_digest(alive), "num_alive": str(len(alive)), **({"decided": decided} if decided else {})}
         files.write_table(self.kept_path(chain, shard), table, self.attempt, metadata)
 
     def has_kept(self, chain: str, shard: int) -> bool:
@@ -125,9 +130,31 @@ class Store:
         metadata = pq.read_metadata(self.kept_path(chain, shard)).metadata
         return metadata[b"alive"].decode(), int(metadata[b"num_alive"])
 
+    def decided_digest(self, chain: str, shard: int) -> str:
+        """The digest of the rows that barriers after `chain` went by: those alive, and those that were taken down since.
+
+        So a takedown does not undo what was decided of all other rows: no rank, no duplicate and no training is made anew.
+        """
+        metadata = pq.read_metadata(self.kept_path(chain, shard)).metadata
+        return str(metadata.get(b"decided", metadata[b"alive"]).decode())
+
+    def remove(self, chain: str, shard: int, rows: np.ndarray, uids: pa.Array) -> bool:
+        """Rows leave as taken down, wherever they stood; False where they had left so before."""
+        kept = self.read_kept(chain, shard)
+        gone = rows[(kept.state[rows] != REMOVED) | (kept.clause[rows] != TAKEN)]
+        if not len(gone):
+            return False
+        was_alive = bool((kept.state[gone] == ALIVE).any())
+        before = pq.read_metadata(self.kept_path(chain, shard)).metadata
+        decided = self.decided_digest(chain, shard) if was_alive or b"decided" in before else ""
+        kept.leave(gone, REMOVED, REPEATED, TAKEN)
+        self.write_kept(chain, shard, kept, uids, decided)
+        return True
+
     @contextmanager
     def lock(self, part: str = "") -> Iterator[None]:
         """Hold the run for writing. Parts of one run (`--part i/n`) exclude a whole run and the same part, not each other."""
+        remote.refuse_url(self.root, "a run's folder")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / "run.lock").touch()

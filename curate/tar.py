@@ -8,10 +8,11 @@ in an extension header (where readers disagree about them), a broken header, a m
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import IO, NamedTuple
 
 BLOCK = 512
+_CHUNK = 2**20
 MAX_EXTENSION = 2**16
 """The largest extension header in bytes that is read."""
 _ZEROS = bytes(BLOCK)
@@ -71,6 +72,37 @@ def _header(name: str, length: int) -> bytes:
     return head + b"%06o\0 " % sum(head + _SPACES + _REST) + _REST
 
 
+def blanked(file: IO[bytes], out: IO[bytes], gone: Sequence[Member]) -> None:
+    """Copy a tar of ours with zeros for `gone`, which are in order, under names that say nothing; the rest stays put."""
+    at = 0
+    for member in gone:
+        _copy(file, out, at, member.offset - BLOCK)
+        out.write(_header(f"removed-{member.offset}", member.length))
+        at = member.offset + member.length
+        for start in range(0, member.length, _CHUNK):
+            out.write(bytes(min(_CHUNK, member.length - start)))
+    _copy(file, out, at, file.seek(0, os.SEEK_END))
+
+
+def without(file: IO[bytes], out: IO[bytes], gone: Collection[str]) -> None:
+    """Copy any tar that `members` reads but for the members called so; what stays are the bytes it was, headers too."""
+    at = 0
+    for member in members(file):
+        end = member.offset + member.length + -member.length % BLOCK
+        if member.name not in gone:
+            _copy(file, out, at, end)
+        at = end
+    _copy(file, out, at, file.seek(0, os.SEEK_END))
+
+
+def _copy(file: IO[bytes], out: IO[bytes], start: int, end: int) -> None:
+    file.seek(start)
+    while start < end:
+        chunk = file.read(min(_CHUNK, end - start))
+        out.write(chunk)
+        start += len(chunk)
+
+
 def members(file: IO[bytes]) -> Iterator[Member]:
     """The regular files of an open tar, in order. Raises BadTar where it is cut short or not what a shard is made of."""
     size = file.seek(0, os.SEEK_END)
@@ -120,7 +152,7 @@ def _parsed(head: bytes) -> tuple[str, int, bytes]:
 
 def _octal(field: bytes) -> int:
     digits = field.strip(b" \0") or b"0"
-    if digits.strip(b"01234567"):
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise BadTar("broken header, or not a tar")
     return int(digits, 8)
 

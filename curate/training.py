@@ -7,12 +7,13 @@ checkpoints; the next one goes on from them.
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from curate import files
+from curate.certificate import lacking
 from curate.errors import RunStopped, UserError
 from curate.store import Store
 from curate.work import failure
@@ -143,6 +144,15 @@ def _train(settings: Mapping[str, Any], out: Path) -> str:
     except TrainError as error:
         raise RunStopped(str(error)) from None
     return str(Path(result.checkpoint).relative_to(out))
+
+
+def unchecked(checkpoint: str, images: Path | None, retrieval: str | None) -> Iterator[str]:
+    """A line for each of these benchmarks that the checkpoint's training data is not known to be free of."""
+    from train.models.weights import CARD
+
+    card = files.read_json(Path(checkpoint) / CARD, {})
+    places = [str(place) for place in (images, retrieval) if place is not None]
+    yield from lacking(card.get("data", {}).get("decontaminated"), places)
 
 
 def evaluate_checkpoint(checkpoint: str, model: str | None, images: Path | None, classes: Path | None,

@@ -60,7 +60,7 @@ def _spin() -> None:
 
 
 def _speak_nonsense() -> None:
-    for handle in range(3, 20):
+    for handle in range(3, 1024):
         try:
             os.write(handle, b"\xff" * 64)
         except OSError:

@@ -17,30 +17,41 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
     __main__
     cli
-    planning
+    head_cli
+    planning links takedown
     start
     loop
     judge
-    cluster reshard cards pages retrieval
-    local report progress
+    deciding gc scorers
+    cluster reshard cards pages retrieval fit
+    local report progress searched
     training pairs
     run
     folder
     schedule
     work
-    barrier shards pace heal verdict
+    barrier shards pace heal verdict beside needs
     measure
-    plan funnel
+    pictures
+    plan funnel certificate
     pipeline
-    loop_settings
+    loop_settings expectation
     stages
     keep source weights
     samples readers rows
     steps
-    collect
-    step store index fetch
-    tar images addresses opt_out columns locations owners document sketch
-    files
+    collect alike benchmark
+    heads
+    recall
+    engine_img2dataset
+    step store index fetch vectors tombstones
+    gate places block_list
+    decode convert
+    opt_out opt_out_list tdmrep breaker
+    mend
+    tar images addresses robots columns words spacy_models locations owners document sketch fingerprint turns
+    remote
+    files blur decoder lossless
     errors units
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""
@@ -49,7 +60,9 @@ SIDEWAYS: dict[tuple[str, str], str] = {
 }
 """(importer, imported) on the same line, with the reason."""
 
-STEPS_MAY_IMPORT = {"step", "columns", "images", "fetch", "opt_out", "index", "errors"}
+STEPS_MAY_IMPORT = {"step", "heads", "columns", "words", "mend", "spacy_models", "images", "blur", "convert", "decode",
+                    "engine_img2dataset", "fetch", "opt_out", "opt_out_list", "block_list", "index", "vectors", "alike",
+                    "fingerprint", "benchmark", "errors"}
 """What a step may know of `curate`; `train.models` besides, but only inside a function."""
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

@@ -120,6 +120,9 @@ def test_opt_outs_failures_and_positions_are_counted(tmp_path: Path) -> None:
     card = readme(root)
     assert rows_of(card, "### Downloads, failures and opt-outs") == [
         ["ok", "7", "70.0%"], ["http_404", "2", "20.0%"], ["opt_out", "1", "10.0%"]]
+    said = card.split("Who said no, how", 1)[1]
+    assert rows_of("x\n" + said, "x") == [
+        ["download", "standard", "X-Robots-Tag and tdm-reservation in headers, robots.txt", "x-robots-tag", "1"]]
     assert "1 of 7 rows with a fetched picture had a GPS position in its file's EXIF, 1 of them were kept." in card
     assert "no EXIF, XMP, IPTC or other metadata of the file is stored" in card
     assert "a secret of its owner" not in card, "who opted out is not quoted"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -191,11 +192,17 @@ def test_every_url_ends_as_it_should(web: Web, undisturbed: Undisturbed) -> None
 
 
 def test_nothing_is_asked_for_in_vain_or_twice(web: Web, undisturbed: Undisturbed) -> None:
-    """By the site's own log: what captions dropped is never asked for, and only what said "later" is asked for again."""
+    """By the site's own log: what captions dropped is never asked for, and only what said "later" is asked for again.
+
+    Every host is asked for its robots.txt, once.
+    """
     routes = load_plan(web.site.folder).routes
     path_of = {row["url"]: "/" + row["url"].split("/", 3)[3] for row in web.truth}
     again = {"flaky_500": 2, "busy_429": 2}
     expected = {path_of[row["url"]]: again.get(row["kind"], 1) for row in web.truth if is_asked_for(row)}
+    asked = [row for row in web.truth if is_asked_for(row)]
+    moved = [routes[path_of[row["url"]]].headers["Location"] for row in asked if row["kind"] == "redirect"]
+    expected["/robots.txt"] = len({urlsplit(url).hostname for url in (*moved, *(row["url"] for row in asked))} - {None})
     led_to = {path for path in undisturbed.asked if path.startswith(("/moved/", "/again/"))}
     assert {path: n for path, n in undisturbed.asked.items() if path not in led_to} == expected
     assert led_to == {path for path in routes if path.startswith(("/moved/", "/again/"))}

@@ -36,6 +36,9 @@ class Web:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if self.path == "/robots.txt":
+                    self.send_error(404)
+                    return
                 number = int(self.path.strip("/").partition(".")[0])
                 web.asked.append(number)
                 status = web.ill.get(number, 200)

@@ -107,6 +107,28 @@ def test_bombs_are_seen_in_the_header() -> None:
     assert status(saved(picture(100, 100), "PNG"), max_pixels=9_999) == "too_many_pixels"
 
 
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WebP file of these chunks."""
+    body = b"WEBP" + b"".join(tag + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for tag, data in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def test_the_largest_webp_is_seen_in_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    lossless = riff((b"VP8L", b"\x2f" + struct.pack("<I", 16_382 | 16_382 << 14) + b"\0" * 60))
+    extended = riff((b"VP8X", b"\x10\0\0\0" + (16_382).to_bytes(3, "little") * 2), (b"VP8L", lossless[20:]))
+    lossy = riff((b"VP8 ", b"\x10\x08\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383) + b"\0" * 60))
+    opened: list[object] = []
+    monkeypatch.setattr(Image, "open", opened.append)
+    for data in (lossless, extended, lossy):
+        assert status(data) == "too_many_pixels"
+    assert not opened, "Pillow takes memory for all frames of a WebP when it opens it"
+    monkeypatch.undo()
+    assert status(riff((b"VP8L", b""))) == status(riff((b"VP8X", b""))) == status(riff((b"WHAT", bytes(40)))) == "decode_error"
+    real = saved(Image.new("RGB", (16_383, 40)), "WEBP")
+    assert status(real) == "ok"
+    assert status(real, max_pixels=16_383 * 40 - 1) == "too_many_pixels"
+
+
 def test_resizing_cannot_blow_a_picture_up() -> None:
     strip = saved(Image.new("RGB", (60_000, 1)), "PNG")
     assert status(strip, Fit(256, "keep_ratio")) == "too_many_pixels"
@@ -126,11 +148,22 @@ def test_text_and_profile_bombs_and_junk_exif() -> None:
     for exif in (junk, loop):
         assert status(body[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + body[2:]) == "ok"
     assert far(decode(saved(picture(), "PNG", icc_profile=b"broken")), picture()) == 0
+    whole = decode(body)
+    for profile in (b"broken", b"\0\0\2\x0cADBE" + b"\xff" * 600, bytes(range(256)) * 900):
+        assert far(decode(saved(picture(), "JPEG", icc_profile=profile)), whole) == 0
 
 
 def test_only_the_first_frame_of_many() -> None:
     frames = [Image.new("P", (16, 16), n % 256) for n in range(300)]
     assert load(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), Fit()).image.size == (16, 16)
+    one = saved(frames[0], "GIF")
+    assert far(decode(one[:-1] + one[one.index(b","):-1] * 9_999 + b";"), decode(one)) == 0
+    control = struct.pack(">IIIIIHHBB", 0, 16, 16, 0, 0, 1, 10, 0, 0)
+    still = saved(frames[0].convert("RGB"), "PNG")
+    behind = still.index(b"IDAT") - 4
+    count = chunk(b"acTL", struct.pack(">II", 10_000, 0)) + chunk(b"fcTL", control)
+    frame = chunk(b"fcTL", control) + chunk(b"fdAT", b"\0\0\0\1" + zlib.compress(b"\0" * 784))
+    assert far(decode(still[:behind] + count + still[behind:-12] + frame * 10_000 + still[-12:]), frames[0].convert("RGB")) == 0
     moving = saved(picture(), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (40, 30))])
     assert far(decode(moving), picture()) == 0
 
@@ -160,6 +193,11 @@ def test_odd_modes_keep_their_colours() -> None:
     assert far(decode(saved(picture().convert("L"), "JPEG", quality=95)), picture().convert("L").convert("RGB")) < 12
     assert decode(saved(Image.new("1", (9, 9), 1), "PNG")).getpixel((0, 0)) == (255, 255, 255)
     assert far(decode(saved(picture().quantize(4), "PNG")), picture()) == 0
+    deep = np.asarray(picture(), np.uint16) * 257
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    head = struct.pack(">IIBBBBB", 40, 30, 16, 2, 0, 0, 0)
+    sixteen = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert far(decode(sixteen), picture()) == 0
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -175,6 +213,28 @@ def test_pictures_stand_upright(kind: str, orientation: int) -> None:
     corner, left, right = (shown.image.getpixel(at) for at in ((5, 3), (20, 40), (80, 40)))
     assert max(corner) < 40
     assert left[0] > 150 > right[0]
+
+
+def test_all_eight_orientations_of_a_picture_are_the_same_bytes() -> None:
+    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (33, 50, 3), np.uint8))
+    stored = set()
+    for orientation, turn in undo.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = noise if turn is None else noise.transpose(Image.Transpose(turn))
+        shown = load(saved(turned, "PNG", exif=exif), Fit(256, "keep_ratio_largest", only_if_bigger=True)).image
+        assert far(shown, noise) == 0
+        stored.add(encode(shown, "jpg"))
+    assert len(stored) == 1
+
+
+def test_a_multipage_tiff_and_a_nested_icon_are_not_even_opened() -> None:
+    page = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 1)
+    chain = b"II*\0" + struct.pack("<I", 8) + b"".join(page + struct.pack("<I", 8 + 18 * (n + 1)) for n in range(1000))
+    icon = b"\0\0\1\0\1\0" + bytes(8) + struct.pack("<II", 100, 22)
+    for data in (chain, icon + icon * 50):
+        assert status(data) == "wrong_type"
 
 
 def test_metadata_is_gone_and_a_position_is_told() -> None:
@@ -312,7 +372,17 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     big = b"".join(rows.compress(b"\0" * 3_751) for _ in range(30_000)) + rows.flush()
     head = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", big) + chunk(b"IEND", b""))
-    (tmp_path / "text.png").write_bytes(png(8, 8, chunk(b"zTXt", b"C\0\0" + zlib.compress(b"a" * 200_000_000)), body=b"\0\0" * 8))
+    junk = zlib.compress(b"a" * 200_000_000)
+    (tmp_path / "text.png").write_bytes(png(8, 8, chunk(b"zTXt", b"C\0\0" + junk), body=b"\0\0" * 8))
+    (tmp_path / "profile.png").write_bytes(png(8, 8, chunk(b"iCCP", b"C\0\0" + junk), body=b"\0\0" * 8))
+    huge = bytearray(saved(picture(), "JPEG"))
+    at = huge.index(b"\xff\xc0")
+    huge[at + 5:at + 9] = struct.pack(">HH", 65_500, 65_500)
+    (tmp_path / "huge.jpg").write_bytes(huge)
+    (tmp_path / "huge.png").write_bytes(png(50_000, 50_000))
+    (tmp_path / "huge.webp").write_bytes(riff((b"VP8L", b"\x2f" + struct.pack("<I", 16_382 | 16_382 << 14) + b"\0" * 60)))
+    gif = saved(Image.new("P", (16, 16)), "GIF")
+    (tmp_path / "many.gif").write_bytes(gif[:-1] + gif[gif.index(b","):-1] * 10_000 + b";")
     names = [*tmp_path.iterdir(), *(HOSTILE.iterdir() if HOSTILE.is_dir() else ())]
     done = subprocess.run([sys.executable, "-c", BOUNDED, *map(str, names)], capture_output=True, text=True, check=True,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)))

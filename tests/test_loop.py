@@ -8,12 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from curate.errors import UserError
+from curate.heads.layers import Linear
 from curate.pipeline import load
+from tests.heads import write_head
 from tests.running import environment, tree
 from tests.site.make import make
 from tests.site.server import serve
@@ -114,12 +117,15 @@ def test_laion_like_runs_with_stand_in_weights(tmp_path: Path) -> None:
     """The pipeline as it is shipped, over a faulty web, with a small model for the published ones: both models named by --set."""
     make(tmp_path / "site", 500, seed=5, mismatch=.22)
     checkpoint = stand_in(tmp_path)
+    harmless = Linear(np.full((1, 128), 0.1, np.float32), np.array([-3], np.float32))
+    nsfw = write_head(tmp_path / "nsfw", harmless, dim=128, pretrained=str(checkpoint))
     with serve(tmp_path / "site") as site:
         pool = pq.read_table(site.pool).rename_columns({"url": "URL", "caption": "TEXT"})
         (tmp_path / "urls").mkdir()
         pq.write_table(pool, tmp_path / "urls/0.parquet")
         sets = [f"source.pairs={tmp_path}/urls/*.parquet", "download.allow_private=[127.0.0.0/8]", "ref.model=curate-conv-64",
-                f"ref.pretrained={checkpoint}", "loop.model=curate-conv-64", f"loop.first={checkpoint}", "held_out.share=0.2",
+                f"ref.pretrained={checkpoint}", f"nsfw.file={nsfw}", "loop.model=curate-conv-64",
+                f"loop.first={checkpoint}", "held_out.share=0.2",
                 "train.samples_seen=640", "train.batch=32", "train.tensorboard=false", "loop.trainings=1"]
         command = [sys.executable, "-m", "curate", "run", str(ROOT / "pipelines/laion_like.yaml"), "--on", "local"]
         done = subprocess.run([*command, "--out", "out", *(word for s in sets for word in ("--set", s))], cwd=tmp_path, text=True,
@@ -135,6 +141,8 @@ def test_laion_like_runs_with_stand_in_weights(tmp_path: Path) -> None:
     assert gone == sum(row["expected_status"] != "ok" for row in truth)
     threshold = funnel["keep ref_clip_cos >= 0.28"]
     assert 0 < threshold["kept"] < threshold["in"] and threshold["unknown"] == 0
+    safe = funnel["keep nsfw_prob < 0.5"]
+    assert safe["kept"] == safe["in"] > 0, "the head calls everything safe, and every row has a score"
     top = funnel["keep top 0.3 by loop_clip_cos"]
     assert top["kept"] == int(0.3 * top["in"]) > 0
     rounds = json.loads((tmp_path / "out/rounds.json").read_text())

@@ -43,7 +43,7 @@ def test_all_are_found() -> None:
     assert [c.split()[1] for c in doors()] == ["init", "run", "init", "run", "shard", "verify"]
     assert [" ".join(c.split()[:2]) for c in scripts()] == [
         "curate train", "torchrun --nproc-per-node", "curate evaluate", "curate index", "curate search", "curate serve",
-        "curate whatif", "curate diff", "curate gc", "curate card", "curate card", "curate publish"]
+        "curate whatif", "curate diff", "curate gc", "curate takedown", "curate verify", "curate card", "curate card", "curate publish"]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (0, 1):
         (folder / f"imagenet/val/n{number}").mkdir(parents=True)
         scene(number).save(folder / f"imagenet/val/n{number}/a.png")
+    (folder / "removed.txt").write_text(f"uid:{uids[0]}\n")
     (folder / "classes.txt").write_text(f"n0\t{caption(0)}\nn1\t{caption(1)}\n")
     return folder
 
@@ -108,11 +109,15 @@ def test_the_three_doors(desk: Path) -> None:
 @pytest.mark.timeout(600)
 def test_what_stands_in_its_blocks(desk: Path) -> None:
     said = {command: served(desk, command) if " serve " in command else run(desk, command) for command in scripts()}
-    found = dict(zip(("train", "torchrun", "evaluate", "index", "search", "serve", "card", "check", "publish"), said.values(),
-                     strict=True))
+    names = ("train", "torchrun", "evaluate", "index", "search", "serve", "whatif", "diff", "gc", "takedown", "links", "card", "check",
+             "publish")
+    found = dict(zip(names, said.values(), strict=True))
     assert "accuracy" in found["evaluate"]
     assert "recall@40 1.000" in found["index"]
     assert len(re.findall(r"^ \d\.\d{4}  [0-9a-f]{32}  kept", found["search"], re.M)) == 5
+    assert "of the source's 4,000 rows pass" in found["whatif"]
+    assert "would" in found["takedown"]
+    assert "could not tell" in found["links"]              # nobody serves the site
     assert "TODO-HUMAN" in found["check"]
     published = {p.name for p in (desk / "published").iterdir()}
     assert published >= {"README.md", "croissant.json", "uids.npy", "SHA256SUMS", "manifest.json"}

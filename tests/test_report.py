@@ -532,7 +532,7 @@ def test_a_map_is_the_same_whatever_the_order_of_chance() -> None:
 
 
 def test_failures_of_a_download_and_copies(tmp_path: Path) -> None:
-    make(tmp_path / "site", 120, seed=5, mismatch=0, faults={"dead_404": .1, "html": .05, "exact_dup": .1})
+    make(tmp_path / "site", 120, seed=5, mismatch=0, faults={"dead_404": .1, "html": .05, "exact_dup": .1, "opt_out": .05})
     with serve(tmp_path / "site") as site:
         source = f"source: {{pairs: {site.pool}, url: url, caption: caption, shard_rows: 50}}\n"
         file = write_pipeline(tmp_path, "download: {image_size: 64, allow_private: [127.0.0.0/8]}", "keep: status = 'ok'",
@@ -542,8 +542,10 @@ def test_failures_of_a_download_and_copies(tmp_path: Path) -> None:
     fetched, copies = content.tallies.fetched, content.tallies.copies
     assert fetched is not None
     assert copies is not None
-    assert {s.name: s.rows for s in fetched.statuses} == {"ok": 102, "http_404": 12, "wrong_type": 6}
-    assert sum(h.failed for h in fetched.hosts) == 18 or len(fetched.hosts) == tallies.TOP
+    assert {s.name: s.rows for s in fetched.statuses} == {"ok": 96, "http_404": 12, "wrong_type": 6, "opt_out": 6}
+    assert content.tallies.opt_outs == (tallies.Named("x-robots-tag", 6, 0),)
+    assert "or stands on the list, by how. signal rows" in " ".join(Page(render(content)).text.split())
+    assert sum(h.failed for h in fetched.hosts) == 24 or len(fetched.hosts) == tallies.TOP
     assert all(h.failed == sum(h.kinds.values()) <= h.rows for h in fetched.hosts)
     dropped = next(j.dropped for j in judged(content) if j.decision.text == "not is_same_image")
     assert copies.pictures == dropped == 12

@@ -3,6 +3,8 @@
     OUT/checkpoints/00000500/   open_clip_model.safetensors  open_clip_config.json  train.json  optimizer.safetensors
     OUT/model/                  the same without the optimizer: what the training was for, written last
 
+Where a moving average is kept, it is what open_clip reads; a checkpoint has the weights that learn in learning.safetensors.
+
 `train.json`: model, step, settings, digests of data, of the initial and of these weights, figures. No pickles, no times.
 """
 
@@ -21,8 +23,24 @@ from train.errors import ConfigError
 from train.files import new_folder, read_json, sweep, write_json
 from train.models.weights import CARD, MODEL_CONFIG, WEIGHTS, Loaded, tensors_digest
 
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER, LEARNING = "optimizer.safetensors", "learning.safetensors"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Going:
+    """What changes from step to step."""
+
+    loaded: Loaded
+    """the model that learns"""
+    optimizer: torch.optim.Optimizer
+    average: Loaded | None = None
+    """the model of its moving average, in the process that keeps one"""
+
+    @property
+    def result(self) -> Loaded:
+        """What is evaluated and exported."""
+        return self.average or self.loaded
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class Purpose:
 
 def write_model(folder: Path, loaded: Loaded) -> str:
     """The weights and open_clip's configuration into `folder`; the digest of the weights."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in loaded.model.state_dict().items()}
+    tensors = _model_tensors(loaded)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     settings = loaded.model.visual.preprocess_cfg
     write_json(folder / MODEL_CONFIG, {"model_cfg": loaded.config, "preprocess_cfg": dict(settings)})
@@ -66,14 +84,15 @@ def write_model(folder: Path, loaded: Loaded) -> str:
     return tensors_digest(tensors)
 
 
-def save(out: Path, step: int, samples_seen: int, loaded: Loaded, optimizer: torch.optim.Optimizer, purpose: Purpose,
-         keep: int) -> Path:
+def save(out: Path, step: int, samples_seen: int, going: Going, purpose: Purpose, keep: int) -> Path:
     """A checkpoint of this step below `out`; all but the last `keep` are removed."""
     path = out / "checkpoints" / f"{step:08d}"
     with new_folder(path) as folder:
-        digest = write_model(folder, loaded)
-        save_file(_optimizer_tensors(loaded, optimizer), folder / OPTIMIZER)
-        write_json(folder / CARD, purpose.card(loaded.name, step, samples_seen, digest, {}))
+        digest = write_model(folder, going.result)
+        if going.average is not None:
+            save_file(_model_tensors(going.loaded), folder / LEARNING)
+        save_file(_optimizer_tensors(going.loaded, going.optimizer), folder / OPTIMIZER)
+        write_json(folder / CARD, purpose.card(going.loaded.name, step, samples_seen, digest, {}))
     for old in _checkpoints(out)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -96,8 +115,8 @@ def finished(out: Path, purpose: Purpose) -> dict[str, Any] | None:
     return card
 
 
-def resume(out: Path, loaded: Loaded, optimizer: torch.optim.Optimizer, purpose: Purpose) -> int:
-    """Load the last checkpoint below `out` into model and optimizer; its step, 0 where there is none.
+def resume(out: Path, going: Going, purpose: Purpose) -> int:
+    """Load the last checkpoint below `out` into models and optimizer; its step, 0 where there is none.
 
     Raises ConfigError where it belongs to another training.
     """
@@ -106,8 +125,11 @@ def resume(out: Path, loaded: Loaded, optimizer: torch.optim.Optimizer, purpose:
         return 0
     card = read_json(found[-1] / CARD) or {}
     purpose.check(card, found[-1])
-    loaded.model.load_state_dict(load_file(found[-1] / WEIGHTS, device=str(loaded.device)))
-    _restore(optimizer, load_file(found[-1] / OPTIMIZER, device=str(loaded.device)), _named(loaded, optimizer))
+    device, averaged = str(going.loaded.device), (found[-1] / LEARNING).exists()
+    going.loaded.model.load_state_dict(load_file(found[-1] / (LEARNING if averaged else WEIGHTS), device=device))
+    if going.average is not None:
+        going.average.model.load_state_dict(load_file(found[-1] / WEIGHTS, device=device))
+    _restore(going.optimizer, load_file(found[-1] / OPTIMIZER, device=device), _named(going.loaded, going.optimizer))
     return int(card["step"])
 
 
@@ -125,6 +147,10 @@ def _named(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     """The optimizer's parameters by name, in its order."""
     names = {id(parameter): name for name, parameter in loaded.model.named_parameters()}
     return {names[id(parameter)]: parameter for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _model_tensors(loaded: Loaded) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in loaded.model.state_dict().items()}
 
 
 def _optimizer_tensors(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -157,9 +157,12 @@ def length(value: Any) -> Length:
     return Length(samples=max(1, round(amount * UNITS[match[2]])))
 
 
-def setting(check: Check, default: Any = dataclasses.MISSING, *, operational: bool = False) -> Any:
-    """A field that knows how to check itself. `operational`: changes how fast or how observed, never what is learnt."""
-    return field(default=default, metadata={"check": check, "operational": operational})
+def setting(check: Check, default: Any = dataclasses.MISSING, *, operational: bool = False, later: bool = False) -> Any:
+    """A field that knows how to check itself. `operational`: changes how fast or how observed, never what is learnt.
+
+    `later`: its default is what there was before there was the setting, so that trainings from then are still known as the same.
+    """
+    return field(default=default, metadata={"check": check, "operational": operational, "later": later})
 
 
 # ---- the settings
@@ -203,6 +206,13 @@ class Config:
     """weights to start from: a published tag or a checkpoint; null starts from scratch"""
     batch: int = setting(whole(2), 256)
     """pairs in a step, over all processes together"""
+    micro_batch: int | None = setting(optional(whole(1)), None, later=True)
+    """pairs that go through the towers at once, in each process; the loss stays that of the whole `batch` by gradient caching
+    (arXiv 2101.06983): less memory for a third more computing. null: all at once. Batch normalisation (`curate-conv-64` has it)
+    takes its statistics from such a part, other models learn the same"""
+    loss: str = setting(word("clip", "siglip"), "clip", later=True)
+    """clip: softmax over the batch, both ways (arXiv 2103.00020, figure 3). siglip: a sigmoid a pair, with a bias that learns
+    (arXiv 2303.15343); weights without a bias start with the published scale 10 and bias -10"""
     lr: float = setting(number(0, above=True), 5e-4)
     """at the top of the schedule"""
     lr_image: float = setting(number(0), 1.0)
@@ -217,6 +227,9 @@ class Config:
     """AdamW's"""
     clip_grad: float | None = setting(optional(number(0, above=True)), 1.0)
     """largest norm of all gradients together"""
+    ema: float | None = setting(optional(number(0, 0.999999)), None, later=True)
+    """share of itself that a moving average of the weights keeps in a step, or (1 + n) / (10 + n) after n steps where that is
+    less; the average is what is evaluated and exported. null: none"""
     crop: tuple[float, float] = setting(crop_area, (0.9, 1.0))
     """share of the picture that a training crop shows, open_clip's default"""
     flip: bool = setting(yes_no, False)
@@ -246,7 +259,8 @@ class Config:
         """What the result depends on, as plain data; data and init count by content, which their digests say."""
         values = dataclasses.asdict(self)
         return {f.name: _plain(values[f.name]) for f in fields(self)
-                if not f.metadata["operational"] and f.name not in ("data", "init")}
+                if not f.metadata["operational"] and f.name not in ("data", "init")
+                and not (f.metadata["later"] and values[f.name] == f.default)}
 
 
 def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Config:

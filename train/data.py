@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from train.config import Data
 from train.errors import DataError, did_you_mean
+from train.files import read_json
 from train.tars import Sample, samples
 
 Ints = NDArray[np.int64]
@@ -91,6 +92,14 @@ def open_data(data: Data) -> Index:
     if not len(index):
         raise DataError(f"no picture with a caption in {', '.join(data.shards or data.table)}")
     return index
+
+
+def decontaminated(data: Data) -> dict[str, Any]:
+    """{"decontaminated": what the manifests beside all of the tars say of benchmarks}; nothing where they say nothing."""
+    folders = sorted({path.parent for path in _matches(data.shards)})
+    said = [(read_json(folder / "manifest.json") or {}).get("decontaminated", []) for folder in folders]
+    common = [entry for entry in (said[0] if said else []) if all(entry in entries for entries in said)]
+    return {"decontaminated": common} if common else {}
 
 
 class _Rows:

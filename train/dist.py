@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,12 @@ class Ranks:
         if self.num_ranks == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def apart(self, model: nn.Module) -> AbstractContextManager[None]:
+        """For the length of the block what `wrap` gave adds up gradients in this process, without averaging them."""
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            return model.no_sync()
+        return nullcontext()
 
 
 @contextmanager

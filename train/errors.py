@@ -4,7 +4,8 @@
     ├── ConfigError     a setting is wrong, or settings do not fit together     exit code 2
     ├── DataError       the shards or the table cannot be trained on            exit code 2
     ├── WeightsError    the weights are missing, another model's, or unsafe     exit code 2
-    └── Diverged        the loss is no number any more                          exit code 3
+    ├── Diverged        the loss is no number any more                          exit code 3
+    └── TooLarge        a step does not fit the accelerator's memory            exit code 3
 
 """
 
@@ -41,6 +42,12 @@ class WeightsError(TrainError):
 
 class Diverged(TrainError):
     """The loss is not finite; the last checkpoint is from before."""
+
+    exit_code = 3
+
+
+class TooLarge(TrainError):
+    """What goes through the model at once does not fit the memory of the accelerator."""
 
     exit_code = 3
 

@@ -24,3 +24,19 @@ def clip_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, *, first_row: in
     image_logits_NM = scale * image_ND @ text_MD.T
     text_logits_NM = scale * text_ND @ image_MD.T
     return (F.cross_entropy(image_logits_NM, labels_N) + F.cross_entropy(text_logits_NM, labels_N)) / 2
+
+
+def siglip_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, *, first_row: int = 0,
+                gather: Gather | None = None) -> Tensor:
+    """The sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343, algorithm 1): each of the M * M pairs of a picture and a
+    text is asked by itself whether they belong together; the sum over all texts, its mean over this process's pictures.
+
+    `bias` moves all logits, so that the many wrong pairs do not drown the few right ones at the start. Only texts are gathered:
+    a process has the logits of its own pictures. Means over processes are exact, as in `clip_loss`.
+    """
+    text_MD = gather(text_ND) if gather else text_ND
+    own_N = torch.arange(len(image_ND), device=image_ND.device)
+    logits_NM = scale * image_ND @ text_MD.T + bias
+    signs_NM = torch.full_like(logits_NM, -1.0)
+    signs_NM[own_N, own_N + first_row] = 1.0
+    return -F.logsigmoid(signs_NM * logits_NM).sum() / len(image_ND)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from train.config import Config
 
 SCALE_MAX = math.log(100)
-"""logit_scale is kept from 0 to this (Radford et al. 2021, section 2.5)."""
+"""logit_scale is kept from 0 to this under CLIP's loss (Radford et al. 2021, section 2.5); SigLIP knows no such limit."""
 
 
 def tower(name: str) -> str:
@@ -24,11 +24,14 @@ def tower(name: str) -> str:
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; its groups carry `share`, the part of the learning rate they take."""
+    """AdamW over the parameters that learn; its groups carry `share`, the part of the learning rate they take.
+
+    A SigLIP model's bias does not learn under CLIP's loss: a softmax is the same whatever is added to all its logits.
+    """
     shares = {"image": config.lr_image, "text": config.lr_text, "both": 1.0}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        share = shares[tower(name)]
+        share = 0.0 if name == "logit_bias" and config.loss == "clip" else shares[tower(name)]
         parameter.requires_grad_(share > 0)
         if share > 0:
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0

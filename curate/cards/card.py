@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from curate import files
+from curate import files, searched
 from curate.cards import census, facts
 from curate.cards import settings as card_settings
 from curate.cards.census import Census
@@ -151,7 +151,8 @@ def _values(card: Card, dataset: Dataset, draft: bool) -> dict[str, Any]:
         "time": Safe(facts.time_of(folder)), "cite_as": _long(settings.texts.get("citeAs", "")),
         "columns": [{"name": f.name, "type": str(f.type), "by": _measured_by(folder, f.name)} for f in dataset.schema],
         **_distributions(found), "hosts": _hosts(found), **_collection(folder, found), "funnel": list(_funnel(folder)),
-        "duplicates": list(_duplicates(folder, found)), "privacy": Safe(facts.privacy(folder, found)), **_rounds(folder),
+        "duplicates": list(_duplicates(folder, found)),
+        "searched": list(searched.lines(folder)), "privacy": Safe(facts.privacy(folder, found)), **_rounds(folder),
         "examples": list(_examples(found)), "steps": list(_steps(folder)),
         "hashes": [{"what": h.what, "value": h.value} for h in facts.hashes(folder, dataset.manifest)], **_files(dataset),
         "freshness": Safe(_freshness(folder)),
@@ -237,9 +238,35 @@ def _collection(folder: Folder, found: Census) -> dict[str, Any]:
         "collection": Safe(facts.collection(folder)), "more_sources": max(len(parts) - MOST["sources"], 0),
         "sources": [{"name": facts.public(p.path), "rows": number(p.rows), "sha256": p.sha256 or "not hashed: read from afar"}
                     for p in parts[: MOST["sources"]]],
-        "opt_out_mode": downloads[0]["settings"].get("opt_out", "") if downloads else "",
+        "opt_outs": list(_opt_outs(folder, found)),
         "statuses": [{"name": n, "rows": number(c), "share": share(c, statuses[0].total())}
                      for n, c in sorted(statuses[0].items(), key=lambda i: (-i[1], i[0]))] if statuses else []}
+
+
+def _opt_outs(folder: Folder, found: Census) -> Iterator[dict[str, Any]]:
+    """Every step that asks whether somebody said no: under which policy it did, and what it found by which signal."""
+    for stage in (s for s in folder.stages if s.get("step") in ("download", "opt_out")):
+        noted = "opt_out_signal" in stage["adds"]                       # not by versions of `download` before the third
+        counts = found.values[stage["adds"]["opt_out_signal"]][0] if noted else Counter[str]()
+        none: list[tuple[str, int | None]] = [("none", 0) if noted else ("not noted", None)]
+        signals = sorted(counts.items(), key=lambda i: (-i[1], i[0])) or none
+        policy = stage["settings"].get("opt_out" if stage["step"] == "download" else "policy", "standard")
+        yield {"what": stage["what"], "policy": policy, "asked": ", ".join(_asked(stage, policy)) or "nothing",
+               "signals": [{"name": name, "rows": number(count)} for name, count in signals]}
+
+
+def _asked(stage: Mapping[str, Any], policy: str) -> Iterator[str]:
+    """What such a step reads; a run of an earlier version has no setting for what it did not know."""
+    given = stage["settings"]
+    tdmrep = given.get("tdmrep", False)
+    if policy != "off":
+        yield "X-Robots-Tag and tdm-reservation in headers"
+        if given.get("robots"):
+            yield "robots.txt"
+        if policy == "strict" if tdmrep is None else tdmrep:
+            yield "tdmrep.json"
+    if given.get("opt_out_list") or given.get("list"):
+        yield "a list of the operator's"
 
 
 def _funnel(folder: Folder) -> Iterator[dict[str, Any]]:

@@ -19,10 +19,11 @@ from curate.store import REMOVED, STATE_NAMES
 
 CODES = {"http_status"}
 """Numbers that name something: counted by value."""
-NAMED = {"language": ("lang",), "download": ("status", "http_status", "original_format"), "image_shape": ("format",),
-         "same_image": ("same_how",)}
+NAMED = {"language": ("lang",), "download": ("status", "http_status", "original_format", "opt_out_signal"),
+         "image_shape": ("format",), "same_image": ("same_how",), "decontaminate": ("contaminated_by", "contaminated_how"),
+         "opt_out": ("opt_out_signal",)}
 """The columns of a step that are counted by value: few values, whatever the data."""
-UNSHOWN = ("nsfw", "unsafe", "violence", "blocked", "private", "opt_out", "email", "phone")
+UNSHOWN = ("nsfw", "unsafe", "violence", "blocked", "private", "opt_out", "opted_out", "email", "phone")
 """A row that left for a reason with one of these words in it gives no example: a card repeats neither offence nor secret."""
 EXAMPLES = 3
 HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@\\]*@)?(?:www\.)?(\[[0-9A-Fa-f:.]+\]|[^/?#:\\]+)"
@@ -140,6 +141,8 @@ def _examples(census: Census, table: pa.Table, tops: Sequence[Mapping[str, Any]]
 
 def _shown(rows: pa.Table) -> pa.Table:
     """Rows without those whose owner opted out: their captions are not ours to repeat."""
+    for name in (n for n in rows.column_names if n.endswith("opt_out_signal")):
+        rows = rows.filter(pc.is_null(rows[name]))
     if "status" not in rows.column_names:
         return rows
     return rows.filter(pc.fill_null(pc.not_equal(rows["status"], "opt_out"), True))

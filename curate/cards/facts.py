@@ -14,9 +14,11 @@ from curate.cards.census import Census
 from curate.cards.markdown import counted
 from curate.errors import UserError
 from curate.folder import Folder
+from curate.heads.head import read as read_head
 from curate.step import known_steps, load_step
 from curate.store import STATE_NAMES
 
+HEADS = ("head", "nsfw", "aesthetic", "watermark")
 LOCKS = ("requirements.lock", "uv.lock")
 ELSEWHERE = re.compile(r"^(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\|[a-z0-9+.-]+://)")
 
@@ -130,6 +132,24 @@ def hashes(folder: Folder, manifest: Mapping[str, Any] | None) -> Iterator[Hash]
         if lock is not None:
             yield Hash(f"{lock.name} beside it, sha256", files.file_digest(lock))
     yield from (Hash(f"weights of '{s.what}', by tensor", s.weights) for s in steps(folder) if s.weights)
+    yield from heads(folder)
+
+
+def heads(folder: Folder) -> Iterator[Hash]:
+    """The heads that steps used, as they lie there now, calibration and their makers' thresholds; one that is gone says so."""
+    for stage in folder.stages:
+        file = stage.get("settings", {}).get("file")
+        if stage.get("step") not in HEADS or file is None:
+            continue
+        try:
+            found = read_head(Path(file)).card
+        except UserError:
+            yield Hash(f"head of '{public(stage['what'])}', which cannot be read any more", "none")
+            continue
+        cuts = ", ".join(f"{name} {cut:g}" for name, cut in found.threshold.model_dump().items() if cut is not None)
+        yield Hash(f"head of '{public(stage['what'])}' as it lay there when this card was made: {found.name}, calibration "
+                   f"{found.calibration.type}, its maker's thresholds {cuts or 'none'}, licence {found.licence}; sha256 of its "
+                   "numbers", found.sha256)
 
 
 def measured_by(folder: Folder, column: str) -> str:

@@ -34,6 +34,7 @@ from curate.store import Store
 
 LAYOUT = "curate publication 1"
 MANIFEST, PENDING, SUMS = "manifest.json", "manifest.pending.json", "SHA256SUMS"
+PUBLISHED = "published.json"
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,20 @@ def publish(root: Path, to: str, *, with_images: bool, draft: bool, attempt: str
         items = _items(folder, card, dataset, draft and bool(card.todos))
         manifest = _manifest(folder, card, dataset, items)
         skipped = _put_all(target, to, items, manifest)
+        _note(root, to, manifest["digest"], attempt)
     yield f"{dataset.rows:,} rows, {len(items)} files, {sum(i.bytes for i in items):,} bytes: {to}"
     if skipped:
         yield f"{skipped} files were there already"
     if draft and card.todos:
         yield f"a draft: {', '.join(card.todos)} say {TODO}"
+
+
+def _note(root: Path, to: str, digest: str, attempt: str) -> None:
+    """published.json: where this run was published, so that a takedown can say who has copies."""
+    known = files.read_json(root / PUBLISHED, [])
+    entry = {"to": to, "digest": digest}
+    if entry not in known:
+        files.write_json(root / PUBLISHED, [*known, entry], attempt)
 
 
 def _refuse_inside(root: Path, to: str) -> None:

@@ -6,9 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from curate import files
+from curate import files, remote
 from curate.errors import RunStopped, UserError
-from curate.locations import file_system_of
 
 CHUNK = 1 << 20
 
@@ -30,6 +29,9 @@ class Target(Protocol):
 
     def sha256(self, path: str) -> str:
         """The hash of a file there, or nothing where that would mean to fetch it."""
+
+    def digest(self, path: str) -> str:
+        """The sha256 of a file there, read whole wherever it is."""
 
     def tidy(self) -> None:
         """Remove what an interrupted attempt left half written; only for a place that is known to be ours."""
@@ -76,6 +78,8 @@ class Local:
         """See `Target`."""
         return files.file_digest(self._root / path)
 
+    digest = sha256
+
     def tidy(self) -> None:
         """See `Target`."""
         files.sweep(self._root)
@@ -86,17 +90,19 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._system, self._root = file_system_of(self._url)
+        self._system, self._root = remote.file_system_of(self._url)
         self._root = self._root.rstrip("/")
 
     def sizes(self) -> dict[str, int]:
         """See `Target`."""
         self._system.invalidate_cache()
-        with self._told():
+        with remote.told(f"read {self._url}"):
             try:
                 found = self._system.find(self._root, detail=True)
             except FileNotFoundError:
-                return {}
+                found = {}
+        if not found:
+            remote.check_bucket(self._system, self._root, self._url)
         return {path[len(self._root) :].lstrip("/"): int(info["size"] or 0) for path, info in sorted(found.items())}
 
     @contextmanager
@@ -104,18 +110,19 @@ class Remote:
         """See `Target`."""
         full = f"{self._root}/{path}"
         with self._told():
-            self._system.makedirs(full.rpartition("/")[0], exist_ok=True)
+            if not remote.has_buckets(self._system):    # where making a folder may mean to make the bucket
+                self._system.makedirs(full.rpartition("/")[0], exist_ok=True)
             try:
                 with self._system.open(full, "wb") as file:
                     yield file
             except BaseException:       # what was written so far appeared when it was closed
-                with suppress(OSError):
+                with suppress(*remote.trouble()):
                     self._system.rm_file(full)
                 raise
 
     def read(self, path: str) -> bytes | None:
         """See `Target`."""
-        with self._told():
+        with remote.told(f"read {self._url}/{path}"):
             try:
                 return bytes(self._system.cat_file(f"{self._root}/{path}"))
             except FileNotFoundError:
@@ -130,6 +137,14 @@ class Remote:
         """See `Target`."""
         return ""
 
+    def digest(self, path: str) -> str:
+        """See `Target`."""
+        hashed = hashlib.sha256()
+        with remote.told(f"read {self._url}/{path}"), remote.open_object(f"{self._url}/{path}") as file:
+            while chunk := file.read(remote.BLOCK_BYTES):
+                hashed.update(chunk)
+        return hashed.hexdigest()
+
     def tidy(self) -> None:
         """See `Target`: nothing half written is ever seen there but a file of the wrong size."""
 
@@ -138,9 +153,9 @@ class Remote:
         """What the other side says, as one line."""
         try:
             yield
-        except OSError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunStopped(f"cannot publish to {self._url}: {reason}; the same command goes on from there") from error
+        except remote.trouble() as error:
+            told = f"cannot publish to {self._url}: {remote.reason(error)}; the same command goes on from there"
+            raise RunStopped(told) from error
 
 
 def copy(source: Path, out: IO[bytes]) -> str:

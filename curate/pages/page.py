@@ -6,8 +6,9 @@ The numbers come from `figures`, `examples`, `tallies` and `atlas`, the drawings
 `report.html.j2`. The same run gives the same bytes: the only time on the page is the one that run.json recorded.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from curate import files
+from curate import expectation, files, searched
 from curate.folder import Folder
 from curate.pages import atlas, charts, tallies, wording
 from curate.pages.atlas import Atlas, atlas_of
 from curate.pages.examples import Border, Example, Leavers, examples, resolved
 from curate.pages.figures import MAX_COLUMNS, ColumnFigures, check_finished, describe, identity
 from curate.pages.histogram import QUANTILES, Histogram
+from curate.pages.slices import Cell, Slices, slices_of
 from curate.pages.tallies import Tallies, tally
 from curate.pages.thresholds import Decision, decisions_of
 from curate.pages.thumbnails import Thumbnails
@@ -49,6 +51,14 @@ class Content:
     tallies: Tallies
     rounds: list[dict[str, Any]]
     atlas: Atlas | None
+    slices: list[Slices] = field(default_factory=list)
+    expect: Mapping[str, Any] | None = None
+    """what the pipeline expects"""
+
+    @property
+    def searched(self) -> list[str]:
+        """What was searched for among all rows, and how surely, in sentences."""
+        return list(searched.lines(self.folder))
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,10 @@ def gather(root: Path) -> Content:
     found = decisions_of(folder.stages, {n: c.type for n, c in folder.columns.items()})
     borders, leavers = examples(folder, found)
     decisions = resolved(found, borders)
-    time = str((files.read_json(root / "run.json") or {}).get("time", ""))
-    return Content(folder, time, funnel, decisions, describe(folder, decisions), borders, leavers, tally(folder),
-                   files.read_json(root / "rounds.json", []), atlas_of(folder))
+    record = files.read_json(root / "run.json") or {}
+    return Content(folder, str(record.get("time", "")), funnel, decisions, describe(folder, decisions), borders, leavers,
+                   tally(folder), files.read_json(root / "rounds.json", []), atlas_of(folder), slices_of(folder),
+                   record.get("expect"))
 
 
 def render(content: Content, max_bytes: int = MAX_BYTES) -> str:
@@ -116,12 +127,16 @@ def _environment() -> jinja2.Environment:
     found.filters |= {"count": wording.count, "brief": wording.brief, "figure": wording.figure, "shown": wording.shown}
     found.tests["numeric"] = _is_numeric
     found.globals |= {"charts": charts, "share": wording.share, "drawing": _drawing, "gone": _gone, "strip": _strip,
-                      "values": _values}
+                      "values": _values, "tint": _tint}
     return found
 
 
 def verdict(content: Content) -> str:
-    """One sentence: how much was kept, and where most was lost."""
+    """How much was kept, and where most was lost; and whether that is as the pipeline expects."""
+    return " ".join([_kept(content), *(f"Warning: {line}." for line in expectation.drift(content.expect, content.funnel))])
+
+
+def _kept(content: Content) -> str:
     rows, kept = content.funnel[0]["in"], content.funnel[-1]["kept"]
     said = f"{wording.count(kept)} of {wording.count(rows)} rows were kept ({wording.share(kept, rows)})"
     reasons = [(n, text) for e in content.funnel for text, n, _ in _reasons(e)]
@@ -208,6 +223,13 @@ def _values(example: Example) -> str:
     texts = [str(v).lower() if isinstance(v, bool) else wording.figure(v) if isinstance(v, int | float) else wording.shown(v, 40)
              for _, v in values]
     return ", ".join(texts if len(values) == 1 else (f"{n} {t}" for (n, _), t in zip(values, texts, strict=True)))
+
+
+def _tint(cell: Cell) -> str:
+    """The strength of a cell's colour, 0 to 0.5: full from half or twice the rate of all on; none where chance may do it."""
+    if cell.ratio is None or not cell.differs:
+        return "0"
+    return f"{min(abs(math.log2(max(cell.ratio, 0.5))), 1) / 2:.2f}"
 
 
 def _is_numeric(column: ColumnFigures) -> bool:

@@ -24,11 +24,13 @@ OK = "ok"
 TOP = 20
 MEMORY = "512MB"
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?(?P<host>\[[^\]/]*\]|[^/?#:]*)"
+_START = r"^(?P<start>[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)"
+"""All of a url that can tell its host: found fast, and the same for many."""
 _SECOND_LEVEL = "ac|co|com|ed|edu|go|gob|gov|gv|mil|ne|net|nom|or|org"
 _DOMAIN = rf"(?P<domain>[^.]+\.(?:(?:{_SECOND_LEVEL})\.[a-z]{{2}}|[^.]+))$"
 """The last two labels, or three where the last but one is a country's word for companies and the like: an approximation of the
 public suffix list, which changes weekly and would make two reports of one run differ."""
-_SIZES = (("original_width_px", "original_height_px"), ("original_width", "original_height"), ("width_px", "height_px"),
+SIZES = (("original_width_px", "original_height_px"), ("original_width", "original_height"), ("width_px", "height_px"),
           ("width", "height"))
 PER_OCTAVE, OCTAVES = 4, 16
 """Sizes are counted in a grid of quarter octaves from 1 px to 65,536 px."""
@@ -108,23 +110,27 @@ class Tallies:
     languages: tuple[Named, ...] = field(default=())
     sizes: Sizes | None = None
     copies: Copies | None = None
+    opt_outs: tuple[Named, ...] = field(default=())
+    """Rows by the signal by which somebody said no: of the download, else of the step opt_out."""
 
 
 def tally(folder: Folder) -> Tallies:
     """Count everything that a run has columns for."""
-    status, language = _added(folder, "download", "status"), _added(folder, "language", "lang")
+    status, language = added_by(folder, "download", "status"), added_by(folder, "language", "lang")
     has_urls = folder.columns.get("url") is not None and pa.types.is_string(folder.columns["url"].type)
-    names = [n for n in (status, language, "url" if has_urls else "") if n]
+    signal = added_by(folder, "download", "opt_out_signal") or added_by(folder, "opt_out", "opt_out_signal")
+    names = [n for n in (status, language, signal, "url" if has_urls else "") if n]
     if not names:
         return Tallies(sizes=_sizes(folder), copies=_copies(folder))
-    with _counted(folder, _named_rows(status, language, has_urls), names) as query:
-        return Tallies(_fetched(query) if status else None, _domains(query), _languages(query), _sizes(folder), _copies(folder))
+    with _counted(folder, _named_rows(status, language, signal, has_urls), names) as query:
+        return Tallies(_fetched(query) if status else None, _domains(query), _languages(query), _sizes(folder), _copies(folder),
+                       _by_name(query, "signal"))
 
 
 Query = Callable[[str], list[tuple[Any, ...]]]
 
 
-def _added(folder: Folder, step: str, own: str) -> str:
+def added_by(folder: Folder, step: str, own: str) -> str:
     """The name of a column that a step of the run added first; empty where there is none."""
     names = (s["adds"].get(own, "") for s in folder.stages if s.get("step") == step)
     return next((n for n in names if n in folder.columns), "")
@@ -153,22 +159,23 @@ def _chained(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
     yield from rest
 
 
-def _named_rows(status: str, language: str, has_urls: bool) -> Callable[[Rows], pa.Table]:
+def _named_rows(status: str, language: str, signal: str, has_urls: bool) -> Callable[[Rows], pa.Table]:
     def shape(rows: Rows) -> pa.Table:
         none = pa.nulls(len(rows.kept.state), pa.string())
         host = hosts(rows.table["url"]) if has_urls else none
         return pa.table({"host": host, "domain": domains(host) if has_urls else none,
                          "status": rows.table[status].cast(pa.string()) if status else none,
                          "lang": rows.table[language].cast(pa.string()) if language else none,
+                         "signal": rows.table[signal].cast(pa.string()) if signal else none,
                          "kept": rows.is_kept.astype(np.int8)})
     return shape
 
 
 def hosts(urls: pa.ChunkedArray) -> pa.Array:
     """The host of each url in small letters, without the port; null where there is none."""
-    found = pc.struct_field(pc.extract_regex(urls.combine_chunks(), _HOST), "host")
-    lower = pc.utf8_rtrim(pc.utf8_lower(found), ".")
-    return pc.if_else(pc.equal(lower, ""), pa.scalar(None, pa.string()), lower)
+    starts = pc.struct_field(pc.extract_regex(urls.combine_chunks(), _START), "start").dictionary_encode()
+    lower = pc.utf8_rtrim(pc.utf8_lower(pc.struct_field(pc.extract_regex(starts.dictionary, _HOST), "host")), ".")
+    return pc.if_else(pc.equal(lower, ""), pa.scalar(None, pa.string()), lower).take(starts.indices)
 
 
 def domains(host: pa.Array) -> pa.Array:
@@ -219,7 +226,7 @@ def _by_name(query: Query, column: str) -> tuple[Named, ...]:
 
 
 def _sizes(folder: Folder) -> Sizes | None:
-    pair = next((p for p in _SIZES if all(n in folder.columns and pa.types.is_integer(folder.columns[n].type) for n in p)), None)
+    pair = next((p for p in SIZES if all(n in folder.columns and pa.types.is_integer(folder.columns[n].type) for n in p)), None)
     if pair is None:
         return None
     side = PER_OCTAVE * OCTAVES
@@ -237,7 +244,7 @@ GROUPS, OF_EACH = 6, 8
 
 
 def _copies(folder: Folder) -> Copies | None:
-    name, how = _added(folder, "same_image", "same_as"), _added(folder, "same_image", "same_how")
+    name, how = added_by(folder, "same_image", "same_as"), added_by(folder, "same_image", "same_how")
     if not name or "image_id" not in folder.columns:
         return None
 

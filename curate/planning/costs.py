@@ -91,6 +91,8 @@ class Fetching:
     images_a_second: float
     connections: int
     per_host: int
+    per_host_rate: float
+    """requests a second; 0: no limit"""
     top_host: str
     top_share: float
     """of the sample's urls that lie on that host"""
@@ -105,7 +107,8 @@ class Fetching:
 
     def at_top_host(self, images: float) -> float:
         """Seconds that the urls of the largest host take by themselves."""
-        return images * self.top_share * self.top_seconds / self.per_host
+        urls = images * self.top_share
+        return max(urls * self.top_seconds / self.per_host, urls / self.per_host_rate if self.per_host_rate else 0.0)
 
 
 def fetching(use: StepUse, store: Store, folder: str, clock: Clock, images: int, urls: pa.ChunkedArray) -> Fetching | None:
@@ -120,7 +123,8 @@ def fetching(use: StepUse, store: Store, folder: str, clock: Clock, images: int,
     hosts = Counter(m[1].lower() for m in map(HOST.match, urls.drop_null().to_pylist()) if m)
     host, times = hosts.most_common(1)[0] if hosts else ("", 0)
     traffic = float(np.nansum(table["num_bytes"].to_numpy())) if "num_bytes" in names else float(_tars(store, folder))
-    return Fetching(pace, int(use.settings.get("concurrency", 1)), int(use.settings.get("per_host", 1)), host,
+    return Fetching(pace, int(use.settings.get("concurrency", 1)), int(use.settings.get("per_host", 1)),
+                    float(use.settings.get("per_host_rate", 0.0)), host,
                     times / max(hosts.total(), 1), seconds, traffic / max(images, 1))
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +27,13 @@ from curate.planning.estimated import Estimate, StageEstimate, StepEstimate
 from curate.planning.sample import Sample, draw
 from curate.report import statuses
 from curate.run import Outcome
+from curate.scorers import warnings
 from curate.source import ingest_sample, parse_source
 from curate.stages import KeepUse, Stage, StepUse
 from curate.start import Session, ended_by_sigterm, trainer_of
 from curate.store import Store
+from curate.units import wilson
 
-Z = 1.959964
-"""Two-sided 95 %."""
 PIECES = 4
 """Shards of the sample: the first one warms a step up, the others tell its pace."""
 WEIGHTS_COPIES = 4
@@ -45,6 +46,8 @@ def estimate(file: Path, out: Path | None, *, rows: int, on: str, workers: int |
     if on not in ("local", "ray"):
         raise UserError(f"--on {on}: a sample runs on this machine; there is local and ray")
     pipeline = load(file, sets)
+    for line in warnings(pipeline):
+        print(line, file=sys.stderr)
     root = out or Path("runs") / file.stem
     command = ["curate run", shlex.quote(str(file)), *(f"--out {shlex.quote(str(out))}" if out else "",),
                *(f"--set {shlex.quote(s)}" for s in sets), f"--workers {workers}" if workers is not None else ""]
@@ -173,11 +176,8 @@ class _Trial:
 
 def interval(kept: int, sample: int, total: int) -> tuple[int, int]:
     """Bounds of the rows of `total` that are kept if `kept` of a random `sample` are: Wilson's, and never less than was seen."""
-    share, spread = kept / sample, Z * Z / sample
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / sample + spread / (4 * sample))
-    low, high = math.floor((middle - half) * total), math.ceil((middle + half) * total)
-    return max(low, kept), min(high, total - (sample - kept))
+    low, high = wilson(kept, sample)
+    return max(math.floor(low * total), kept), min(math.ceil(high * total), total - (sample - kept))
 
 
 def _rests_on_all(stages: Sequence[Stage]) -> Iterator[bool]:

@@ -37,7 +37,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from curate import files, images
+from curate import files, images, tombstones
 from curate.errors import UserError
 from curate.images import BadImage, Fit
 from curate.retrieval.guard import Guard, Limits, Refused, problem
@@ -152,6 +152,7 @@ class Api:
 
     def __init__(self, searcher: "Searcher", root: Path, settings: Settings) -> None:
         self.searcher, self.root, self.about = searcher, root, searcher.info
+        self.taken_down = tombstones.state_of(root)
         self.searches = Slots("search", settings.threads, settings.waiting)
         self.pictures = Slots("picture", PICTURE_THREADS, WAITING_PICTURES)
         self.metrics = Metrics(self.searches)
@@ -248,6 +249,8 @@ class Api:
 
     async def _ask(self, work: Callable[[], T], slots: Slots | None = None) -> T:
         """What `work` gives in a thread. Raises BadQuery, Busy; any other fault is logged and told as a 503."""
+        if tombstones.state_of(self.root) != self.taken_down:
+            raise Refused(503, "unavailable", "rows were taken down since this server started; it has to be started again")
         future = (slots or self.searches).submit(work)
         await asyncio.wait([future])
         error = future.exception()

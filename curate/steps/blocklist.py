@@ -1,7 +1,6 @@
 """Captions with a listed word, and urls on a listed domain."""
 
 import re
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ import pyarrow.compute as pc
 
 from curate.errors import UserError
 from curate.step import File, bool_, step, string
+from curate.words import read_list
 
 HOST, LONGEST_HOST = re.compile(r"[\w-]+(\.[\w-]+)*"), 253
 
@@ -28,13 +28,13 @@ class Blocklist:
         self._phrases: dict[tuple[str, ...], str] = {}
         self._lengths: dict[str, list[int]] = {}
         self._domains: dict[str, str] = {}
-        for where, entry in _lines(words):
+        for where, entry in read_list("blocklist", words) if words else ():
             phrase = tuple(_words(pa.array([entry]))[0])
             if not phrase:
                 raise UserError(f"'{entry}' has no letter or digit to match", where)
             self._phrases.setdefault(phrase, entry)
             self._lengths[phrase[0]] = sorted({len(phrase), *self._lengths.get(phrase[0], ())}, reverse=True)
-        for where, entry in _lines(domains):
+        for where, entry in read_list("blocklist", domains) if domains else ():
             name = entry.removeprefix("*.")
             host = _host(f"//{name}") if HOST.fullmatch(name) else ""
             if not host:
@@ -72,10 +72,3 @@ def _host(url: str) -> str:
     except ValueError:
         return ""
 
-
-def _lines(path: Path | None) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n") if path else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"step 'blocklist': cannot read the list {path}: {error}") from None
-    return [(f"{path}:{n}", line.strip()) for n, line in enumerate(lines, 1) if line.strip()]

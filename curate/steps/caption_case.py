@@ -33,37 +33,44 @@ def caption_case(caption: pa.Array) -> dict[str, NDArray[np.generic]]:
     if rows > 1 and num_chars.sum() > CHARS_AT_ONCE:
         halves = [caption_case(half) for half in (caption[: rows // 2], caption[rows // 2 :])]
         return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
-    row = np.repeat(np.arange(rows), num_chars)
-    upper, lower, alnum, space = _kinds("".join(caption.to_pylist()))
-
-    def count(where: NDArray[np.generic]) -> NDArray[np.int64]:
-        return np.bincount(row[where], minlength=rows)
-
-    begins_row = np.diff(row, prepend=-1) > 0
-    word = np.cumsum(space | begins_row)
-    solid = np.flatnonzero(alnum)
-    initial = solid[np.diff(word[solid], prepend=-1) > 0]
-    first = initial[np.diff(row[initial], prepend=-1) > 0]
+    bounds = np.concatenate([[0], np.cumsum(num_chars, dtype=np.int64)])
+    upper, lower, alnum, space = _kinds(caption)
+    begins_row = np.zeros(len(alnum) + 1, bool)
+    begins_row[bounds] = True
+    begins_row = begins_row[:-1]
+    begins_run = np.flatnonzero(alnum & ~(np.concatenate([[False], alnum[:-1]]) & ~begins_row))
+    word = np.cumsum(space | begins_row, dtype=np.int32)
+    initial = begins_run[np.diff(word[begins_run], prepend=-1) > 0]
+    first = np.searchsorted(initial, bounds)
+    has_word = first[1:] > first[:-1]
     first_upper = np.zeros(rows, bool)
-    first_upper[row[first]] = upper[first]
+    first_upper[has_word] = upper[initial[first[:-1][has_word]]]
     cased = upper | lower
-    return {"upper_ratio": _share(count(upper), count(cased)), "first_upper": first_upper,
-            "capital_word_ratio": _share(count(initial[upper[initial]]), count(initial[cased[initial]])),
-            "alnum_ratio": _share(count(solid), num_chars)}
+    capitals, cased_initials = (np.diff(np.searchsorted(initial[mask[initial]], bounds)) for mask in (upper, cased))
+    return {"upper_ratio": _share(_count(upper, bounds), _count(cased, bounds)), "first_upper": first_upper,
+            "capital_word_ratio": _share(capitals, cased_initials), "alnum_ratio": _share(_count(alnum, bounds), num_chars)}
 
 
 def _share(part: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.float64]:
     return part / np.maximum(of, 1)
 
 
-def _kinds(text: str) -> tuple[NDArray[np.bool_], ...]:
-    """Masks over the characters of a text: upper or title case, lower case, letter or digit, whitespace."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    kinds = _kind_of_code[codes]
+def _count(mask: NDArray[np.bool_], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often the mask is true between each bound and the next."""
+    return np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])[bounds])
+
+
+def _kinds(caption: pa.Array) -> tuple[NDArray[np.bool_], ...]:
+    """Masks over the characters of all captions: upper or title case, lower case, letter or digit, whitespace."""
+    _, ends, data = caption.buffers()
+    ends = np.frombuffer(ends, np.int32)[caption.offset : caption.offset + len(caption) + 1] if len(caption) else np.zeros(1, int)
+    text = bytes(data)[ends[0] : ends[-1]] if data is not None else b""
+    codes = np.frombuffer(text, np.uint8) if text.isascii() else np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)
+    kinds = np.take(_kind_of_code, codes)
     for code in np.unique(codes[kinds == 0]).tolist():
         char = chr(code)
         is_upper = char.isupper() or char.istitle()
         _kind_of_code[code] = SEEN | UPPER * is_upper | LOWER * char.islower() | ALNUM * char.isalnum() | SPACE * char.isspace()
     if not kinds.all():
-        kinds = _kind_of_code[codes]
+        kinds = np.take(_kind_of_code, codes)
     return tuple((kinds & kind) != 0 for kind in (UPPER, LOWER, ALNUM, SPACE))

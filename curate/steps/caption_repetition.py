@@ -1,13 +1,11 @@
 """How much a caption repeats itself: keyword spam, "sale sale sale", menus."""
 
-import string
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.step import float64, step
+from curate.words import words_of
 
 Int64s = NDArray[np.int64]
 KEY_LIMIT = 2**63
@@ -28,20 +26,18 @@ def caption_repetition(caption: pa.Array) -> dict[str, NDArray[np.float64]]:
     (arXiv 2102.08981) keeps a word repetition of at most 0.2, CC3M (ACL P18-1238, section 3) a "high unique-word ratio" and no
     "high rate of token repetition", both without a number; how they count words is not printed, so all four are our reading.
     """
-    pieces = pc.utf8_split_whitespace(pc.utf8_lower(caption))
-    words = pc.utf8_trim(pc.list_flatten(pieces), characters=string.punctuation)
-    real = pc.not_equal(words, "")
-    row = pc.list_parent_indices(pieces).filter(real).to_numpy().astype(np.int64)
-    encoded = words.filter(real).dictionary_encode()
-    word = encoded.indices.to_numpy().astype(np.int64)
-    kinds = max(len(encoded.dictionary), 1)
+    row, word, distinct_words = words_of(caption)
+    kinds = max(len(distinct_words), 1)
     if len(caption) > 1 and len(caption) * kinds**2 > KEY_LIMIT:  # too many different words for one number a bigram
         halves = [caption_repetition(half) for half in (caption[: len(caption) // 2], caption[len(caption) // 2 :])]
         return {name: np.concatenate([half[name] for half in halves]) for name in ADDS}
     total, distinct, repeated, most = _counts(row, word, kinds, len(caption))
-    inside = row[1:] == row[:-1]
-    bigram = (word[:-1] * kinds + word[1:])[inside]
-    bigrams, _, repeated_bigrams, _ = _counts(row[1:][inside], bigram, kinds**2, len(caption))
+    may_repeat = repeated[row] > 0  # in a text whose words all differ no bigram comes again
+    some_row, some_word = row[may_repeat], word[may_repeat]
+    inside = some_row[1:] == some_row[:-1]
+    bigram = (some_word[:-1] * kinds + some_word[1:])[inside]
+    _, _, repeated_bigrams, _ = _counts(some_row[1:][inside], bigram, kinds**2, len(caption))
+    bigrams = np.maximum(total - 1, 1)
     return {"unique_word_ratio": distinct / total, "repeated_word_share": repeated / total,
             "repeated_bigram_share": repeated_bigrams / bigrams, "max_word_share": most / total}
 

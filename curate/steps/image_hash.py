@@ -1,18 +1,13 @@
 """Four ways to know a picture again: its bytes, its pixels, its coarse structure and its coarse colours."""
 
 import hashlib
-from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 
+from curate.fingerprint import phash, thumb
 from curate.images import decode
 from curate.step import step, string
 
-SIDE, KEPT = 32, 8
-THUMB = 4
-SCALE = 2**20
 ADDS = {"image_sha256": string, "pixel_hash": string, "phash": string, "thumb": string}
 
 
@@ -34,30 +29,10 @@ def image_hash(image: list[bytes]) -> dict[str, list[str]]:
         if id(data) not in found:  # rows with the same picture come with the same object
             picture = decode(data)
             found[id(data)] = {"image_sha256": hashlib.sha256(data).hexdigest(), "pixel_hash": _pixel_hash(picture),
-                               "phash": _phash(picture), "thumb": _thumb(picture)}
+                               "phash": phash(picture), "thumb": thumb(picture)}
     return {name: [found[id(data)][name] for data in image] for name in ADDS}
 
 
 def _pixel_hash(picture: Image) -> str:
     size = f"{picture.width}x{picture.height} ".encode()
     return hashlib.blake2b(size + picture.tobytes(), digest_size=16).hexdigest()
-
-
-def _phash(picture: Image) -> str:
-    """In whole numbers, so that the same picture gives the same bits on every machine, a plain one too."""
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Resampling.LANCZOS), np.int64)
-    low = (_cosines() @ grey @ _cosines().T).ravel()
-    middle = np.sort(low)[KEPT * KEPT // 2 - 1 : KEPT * KEPT // 2 + 1].sum()
-    return np.packbits(2 * low > middle).tobytes().hex()
-
-
-@cache
-def _cosines() -> NDArray[np.int64]:
-    """The first 8 rows of a cosine transform of 32 values, in units of 2^-20: rows 1 and up add up to exactly 0."""
-    at, frequency = np.arange(SIDE), np.arange(KEPT)[:, None]
-    exact: NDArray[np.float64] = SCALE * np.cos(np.pi * (2 * at + 1) * frequency / (2 * SIDE))
-    return np.rint(exact).astype(np.int64)
-
-
-def _thumb(picture: Image) -> str:
-    return picture.resize((THUMB, THUMB), Resampling.BOX).tobytes().hex()

@@ -2,7 +2,7 @@
 
 `steady` is images a second between the first and the last request, by the server's own log, so it is measured the same way for
 both; `command` is seconds of the whole command. The peer is img2dataset with as many processes as we may use. The limit
-of a case is 1 / (1 / codec + 1 / fetch): what our decoder does on bodies in memory with all cores, and what our fetcher alone does.
+of a case is 1 / (1 / codec + 1 / fetch): what decoders do on bodies in memory with all cores, and what our fetcher does alone.
 Photographs come from the folder CURATE_BENCH_PHOTOS, or are drawn. nginx must be there (Debian's `nginx-light`).
 """
 
@@ -154,12 +154,12 @@ def wait_for(port: int) -> None:
             time.sleep(0.05)
 
 
-def write_urls(folder: Path, case: Case, port: int) -> Path:
-    """A table of URLS urls, all different."""
+def write_urls(folder: Path, case: Case, port: int, count: int = URLS) -> Path:
+    """A table of `count` urls, all different."""
     photos = len(list((folder / case.photos).iterdir()))
-    urls = [f"http://127.0.0.1:{port}/{case.photos}/{i}/{i % photos}.jpg" for i in range(URLS)]
+    urls = [f"http://127.0.0.1:{port}/{case.photos}/{i}/{i % photos}.jpg" for i in range(count)]
     path = folder / f"{case.name}.parquet"
-    pq.write_table(pa.table({"url": urls, "caption": [f"picture number {i}" for i in range(URLS)]}), path)
+    pq.write_table(pa.table({"url": urls, "caption": [f"picture number {i}" for i in range(count)]}), path)
     return path
 
 

@@ -8,7 +8,7 @@ import typer
 
 from curate import cli
 from curate.errors import RunStopped, UserError
-from tests.docs.markdown import NOTICE, code, table
+from tests.docs.markdown import NOTICE, anchor, code, table
 from tests.docs.words import default, type_in_words
 
 TOP = """\
@@ -30,19 +30,33 @@ CODES = [
 
 def commands_page() -> str:
     """The whole page."""
-    commands: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = verbs()
+    linked = {name: f"[{code(name)}](#{anchor(f'curate {name}')})" for name in commands}
     parts = [f"{NOTICE}\n{TOP}", table(["group", "commands"], (
-        [group, ", ".join(f"[{code(name)}](#curate-{name})" for name in names)] for group, names in groups(commands).items()))]
+        [group, ", ".join(linked[name] for name in names)] for group, names in groups(commands).items()))]
     parts.append("\n## Exit codes\n\n" + table(["code", "meaning"], ([str(number), what] for number, what in CODES)))
     for group, names in groups(commands).items():
         parts.append(f"\n## {group}\n" + "".join(_section(name, commands[name]) for name in names))
     return "".join(parts)
 
 
+def verbs() -> dict[str, Any]:
+    """Every command by its words, those of groups too: `head convert`."""
+    top: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    return {" ".join(words): command for name, found in top.items()
+            for words, command in ([((name, n), c) for n, c in found.commands.items()] if hasattr(found, "commands")
+                                   else [((name,), found)])}
+
+
+def panels() -> dict[str, str]:
+    """The first word of a command → its group in `curate --help`."""
+    return {n: c.rich_help_panel for n, c in typer.main.get_command(cli.app).commands.items()}  # type: ignore[attr-defined]
+
+
 def groups(commands: dict[str, Any]) -> dict[str, list[str]]:
     """Group → its commands, in the order of `curate --help`."""
-    panels = (cli.BUILD, cli.LOOK, cli.MAINTAIN)
-    return {panel: [n for n, c in commands.items() if c.rich_help_panel == panel] for panel in panels}
+    panel_of = panels()
+    return {panel: [n for n in commands if panel_of[n.split()[0]] == panel] for panel in (cli.BUILD, cli.LOOK, cli.MAINTAIN)}
 
 
 def _section(name: str, command: Any) -> str:

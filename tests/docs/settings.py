@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from curate.document import LOOP_KEYS, TOP_KEYS
+from curate.expectation import EXPECT_KEYS, Expectation
 from curate.keep import CASTS, FUNCTIONS
 from curate.locations import ALL_KINDS, KINDS, SourceSettings, parse_source
 from curate.loop_settings import LoopSettings
@@ -29,7 +30,8 @@ TOP = """\
 A pipeline is a YAML file with these keys. A relative path is looked for in the current folder, then in the folder of the file.
 `--set` overrides any key: `--set source.limit=1000`, `--set download.image_size=384` (a step by its name or its `as`).
 """
-GROWS = "A source only grows: a new file adds source shards. A file that changed or went is a mistake, exit code 2.\n"
+GROWS = ("A source only grows: a new file adds source shards. A file that changed or went is a mistake, exit code 2.\n"
+         "A path may be a url, like `s3://bucket/*.parquet`: see [object_stores.md](object_stores.md).\n")
 STEPS = """\
 ## steps
 
@@ -95,6 +97,16 @@ first training takes the raw pool. `held_out` and `keep: not held_out` stand bef
 loop: {trainings: 2, promote_if: recall_at_10 improves}
 ```
 """
+EXPECT = """\
+## expect
+
+What should come out of a pipeline over the pools it was made for. A run that ends with something else is no mistake: it prints a
+line that begins with `warning:`, and its report says the same. `--until` checks nothing.
+
+```yaml
+expect: {kept_share: [0.01, 0.2]}
+```
+"""
 
 
 def settings_page() -> str:
@@ -103,7 +115,7 @@ def settings_page() -> str:
                    f"| casts | `try_cast(… as TYPE)`, null where it fails, to {' '.join(map(code, CASTS))} |\n")
     source = [f"{NOTICE}\n{TOP}", _top(), _source()]
     train = [TRAIN, _fields(Config, ""), DATA, _data(), "### train.eval\n", _fields(Eval, "eval.")]
-    return "\n".join([*source, STEPS, keep, RANK, _rank(), SHARDS, _shards(), *train, LOOP, _loop()])
+    return "\n".join([*source, STEPS, keep, RANK, _rank(), SHARDS, _shards(), *train, LOOP, _loop(), EXPECT, _expect()])
 
 
 def _top() -> str:
@@ -165,6 +177,12 @@ def _loop() -> str:
     defaults = {"trainings": "1", "promote_if": code("recall_at_10 improves"), "truth": "null", "mismatched": code("mismatched")}
     says = docs_of(LoopSettings)
     return table(HEAD, ([code(key), takes[key], defaults[key], says[FIELD_OF.get(key, key)]] for key in LOOP_KEYS))
+
+
+def _expect() -> str:
+    takes = pipeline_takes("expect.kept_share: False is not ", more="expect: {kept_share: no}")
+    says = docs_of(Expectation)
+    return table(HEAD, ([code(key), takes, "**required**", says[key]] for key in EXPECT_KEYS))
 
 
 def _value(value: Any) -> str:

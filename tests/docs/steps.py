@@ -16,7 +16,13 @@ from tests.docs.words import setting_default, type_in_words
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 KINDS = {"step": "row by row", "whole": "a barrier: it needs every row that is alive", "fetch": "a fetch: it asks the network"}
 USES = {"blocklist": "- blocklist: {words: words.txt, domains: domains.txt}",
-        "join": "- join: {file: scores/*.parquet, as: theirs}"}
+        "join": "- join: {file: scores/*.parquet, as: theirs}",
+        "concept_match": "- concept_match: {entries: metadata.json}",
+        "hypernym": "- hypernym: {table: names.tsv}",
+        "word_list": "- word_list: {words: wikipedia_counts.tsv, min_count: 5}",
+        "head": "- head: {of: ref, file: heads/mine}",
+        "aesthetic": "- aesthetic: {of: ref, file: heads/aesthetic}",
+        "watermark": "- watermark: {of: ref, file: heads/watermark}"}
 """A line of use for steps that no pipeline of ours has and that do not run without a setting."""
 
 TOP = """\

@@ -23,6 +23,8 @@ def type_in_words(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Annotated:
         kind, *marks = typing.get_args(annotation)
         if "weights" in marks or "file" in marks:
+            if typing.get_origin(kind) is dict:
+                return "a map of names to files, folders or patterns"
             return "weights: a published tag or a checkpoint" if "weights" in marks else "a file or a pattern"
         return " ".join([type_in_words(kind), *_limits(m for m in marks if isinstance(m, FieldInfo))])
     if typing.get_origin(annotation) is Literal:

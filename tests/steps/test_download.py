@@ -1,10 +1,13 @@
 import asyncio
 import hashlib
 import io
+import re
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -44,19 +47,20 @@ async def test_a_picture_is_measured_resized_and_stored() -> None:
     assert {k: v for k, v in row.items() if k != "fetch_seconds"} == {
         "status": "ok", "error": None, "http_status": 200, "attempts": 1, "num_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(), "original_format": "jpeg", "original_width_px": 300,
-        "original_height_px": 400, "exif_gps": True}
+        "original_height_px": 400, "exif_gps": True, "opt_out_signal": None, "opt_out_value": None}
     assert images.probe(stored) == ("jpeg", 192, 256)
     spec = load_step("download")
     assert row.keys() | {"image"} == spec.columns({}).keys()
     assert spec.volatile == {"fetch_seconds", "attempts"}
-    assert list(spec.reads) == ["url"]
+    assert list(spec.reads) == ["url", "face_bboxes"]
+    assert spec.optional == {"face_bboxes"}
 
 
 def test_what_changes_the_picture_is_its_identity_and_what_changes_the_speed_is_not() -> None:
     operational = {name for name, setting in load_step("download").settings.items() if "operational" in setting.tags}
     assert load_step("download").settings.keys() - operational == {
         "image_size", "resize_mode", "resize_only_if_bigger", "encode_format", "encode_quality", "max_bytes", "max_pixels",
-        "opt_out"}
+        "opt_out", "robots", "tdmrep", "opt_out_list", "engine", "skip_reencode"}
 
 
 @run
@@ -97,6 +101,36 @@ async def test_settings() -> None:
         Download(encode_format="png", encode_quality=95)
 
 
+def evidence(row: dict[str, object]) -> tuple[object, ...]:
+    return row["status"], row["opt_out_signal"], row["opt_out_value"]
+
+
+@run
+async def test_who_said_no_and_how_under_each_policy(tmp_path: Path) -> None:
+    tagged = Answer(jpeg(), headers={"X-Robots-Tag": "Max-Image-Preview: large, NoAI"})
+    routes = {"/robots.txt": Answer(b"User-agent: *\nDisallow: /no"), "/no": Answer(jpeg()), "/tag": tagged,
+              "/listed": Answer(jpeg()),
+              "/.well-known/tdmrep.json": Answer(b'[{"location": "/tdm", "tdm-reservation": 1}]'), "/tdm": Answer(jpeg())}
+    free, tag = ("ok", None, None), ("opt_out", "x-robots-tag", "Max-Image-Preview: large, NoAI")
+    no, tdm = ("opt_out", "robots.txt", "Disallow: /no"), ("opt_out", "tdmrep.json", '{"location": "/tdm", "tdm-reservation": 1}')
+    async with site(routes) as here:
+        (tmp_path / "list.txt").write_text(f"{here.url('/listed')}\n")
+        entry = ("opt_out", "list", here.url("/listed"))
+        for settings, extra, expected in (
+                ({}, 1, [no, tag, free, entry]), ({"opt_out": "strict"}, 2, [no, tag, tdm, entry]),
+                ({"opt_out": "off"}, 0, [free, free, free, entry]), ({"robots": False}, 0, [free, tag, free, entry]),
+                ({"tdmrep": True}, 2, [no, tag, tdm, entry]),
+                ({"opt_out": "strict", "tdmrep": False}, 1, [no, tag, free, entry])):
+            here.asked.clear()
+            urls = [here.url(path) for path in ("/no", "/tag", "/tdm", "/listed")]
+            found = await downloaded(urls, opt_out_list=tmp_path / "list.txt", **settings)
+            assert [evidence(row) for row, _ in found] == expected, settings
+            assert here.asked["/robots.txt"] + here.asked["/.well-known/tdmrep.json"] == extra, settings
+            assert here.asked["/listed"] == 0
+        with pytest.raises(UserError, match="^tdmrep: true and opt_out: off contradict each other"):
+            Download(opt_out="off", tdmrep=True)
+
+
 @run
 async def test_loopback_is_refused_unless_allowed() -> None:
     async with site({"/": Answer(jpeg())}) as here:
@@ -124,9 +158,9 @@ async def test_bodies_that_wait_for_a_decoder_are_few(monkeypatch: pytest.Monkey
             most = max(most, waiting)
             return outcome
 
-        def store(data: bytes) -> Any:
+        def store(*given: Any) -> Any:
             nonlocal waiting
-            found = decode(data)
+            found = decode(*given)
             waiting -= 1
             return found
 
@@ -138,14 +172,73 @@ async def test_bodies_that_wait_for_a_decoder_are_few(monkeypatch: pytest.Monkey
     assert most <= 10
 
 
-@pytest.mark.skipif(not HOSTILE.is_dir(), reason="the hostile files are not here")
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")
 @run
-async def test_hostile_files_pass_through() -> None:
-    routes = {f"/{n}": Answer(path.read_bytes()) for n, path in enumerate(sorted(HOSTILE.iterdir()))}
+async def test_a_decoder_that_crashes_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curate.steps.download.WORK", "tests.decoding:crashing")
+    good, bad = jpeg(), jpeg(comment=b"CRASH")
+    routes = {f"/{n}": Answer(bad if n in (3, 4, 11) else good) for n in range(20)}
+    async with site(routes) as here:
+        found = await downloaded([here.url(path) for path in routes], decoders=2, timeout_seconds=20, deadline_seconds=40)
+    assert [n for n, (row, _) in enumerate(found) if row["status"] == "decode_crash"] == [3, 4, 11]
+    assert [n for n, (row, _) in enumerate(found) if row["status"] != "ok"] == [3, 4, 11]
+    assert len({stored for _, stored in found}) == 2
+    row, stored = found[3]
+    assert (row["error"], row["num_bytes"], stored) == (f"signal 6 ({signal.strsignal(6)})", len(bad), None)
+    assert row["sha256"] == hashlib.sha256(bad).hexdigest()
+
+
+@run
+async def test_faces_are_blurred_and_without_readable_boxes_nothing_is_asked_for() -> None:
+    noise = Image.effect_noise((200, 100), 100).convert("RGB")
+    out = io.BytesIO()
+    noise.save(out, "PNG")
+    async with site({"/": Answer(out.getvalue())}) as here:
+        download = Download(allow_private=LOOPBACK, encode_format="png")
+        await download.start()
+        answers = [await download.one(here.url("/"), boxes) for boxes in (None, [[]], [[[0.5, 0, 1, 1]], '[[0, 0, 0.2, 1]]'])]
+        asked = here.asked["/"]
+        refused = [await download.one(here.url("/"), boxes) for boxes in ([None], [[], None], [[[0, 0, 1]]], [[[0, 0, 90, 80]]])]
+        assert here.asked["/"] == asked
+        await download.close()
+    plain, empty, blurred = (np.asarray(Image.open(io.BytesIO(stored or b""))) for _, stored in answers)
+    assert np.array_equal(plain, np.asarray(noise))
+    assert np.array_equal(empty, plain)
+    assert np.array_equal(blurred[:, 60:80], plain[:, 60:80])
+    assert blurred[:, 100:].std() < 15 < 60 < plain[:, 100:].std()
+    assert blurred[:, :40].std() < 15
+    assert {(row["status"], row["attempts"], stored) for row, stored in refused} == {("bad_boxes", 0, None)}
+    assert refused[0][0]["error"] == "no boxes are known; a picture without any has []"
+
+
+BROKEN = ("broken.png", "broken_data_stream.png", "truncated_end_chunk.png", "truncated_image.png", "truncated_jpeg.jpg",
+          "fuzz_gif_5d62", "fuzz_jpeg_0045", "fuzz_jpeg_34d5", "fuzz_jpeg_6d54", "fuzz_jpeg_8287", "fuzz_jpeg_952c",
+          "fuzz_jpeg_f3b2", "fuzz_png_0a1f", "fuzz_png_5bb6", "fuzz_png_a316", "fuzz_webp_21da", "fuzz_webp_d05a",
+          "fuzz_webp_f7f4")
+NO_PICTURE = ".bmp", ".tif", ".jp2", ".ico"
+
+
+def expected(name: str) -> str:
+    """What a person would say of a file of the hostile collection."""
+    if name.endswith(NO_PICTURE) or name.startswith("fuzz_jpeg_19f1"):
+        return "wrong_type"
+    return "decode_error" if name.startswith(BROKEN) else "too_many_pixels" if name == "decompression_bomb.gif" else "ok"
+
+
+@pytest.mark.skipif(not HOSTILE.is_dir(), reason="the hostile files are not here")
+@run
+async def test_every_hostile_file_has_the_status_that_a_person_would_expect() -> None:
+    names = sorted(path.name for path in HOSTILE.iterdir())
+    routes = {f"/{name}": Answer((HOSTILE / name).read_bytes()) for name in names}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with site(routes) as here:
-        found = await downloaded([here.url(path) for path in routes], timeout_seconds=10, deadline_seconds=20)
-    assert {row["status"] for row, _ in found} == {"ok", "wrong_type", "decode_error", "too_many_pixels"}
+        download = Download(allow_private=LOOPBACK, timeout_seconds=20, deadline_seconds=40, per_host=16, decoders=1)
+        await download.start()
+        found = await asyncio.gather(*[download.one(here.url(path)) for path in routes])
+        (decoder,) = download._decoders._all
+        peak = re.findall(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{decoder._process.pid}/status").read_text())
+        assert decoder.pictures == sum("sha256" in row for row, _ in found), "none was tried twice: no process died"
+        await download.close()
+    assert {name: row["status"] for name, (row, _) in zip(names, found, strict=True)} == {name: expected(name) for name in names}
     assert all((stored is not None) == (row["status"] == "ok") for row, stored in found)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024 < 150, "MB"
+    assert int(peak[0]) // 1024 < 100, "MB of a decoder"
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024 < 100, "MB"

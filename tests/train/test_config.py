@@ -20,6 +20,7 @@ def test_defaults(tmp_path: Path) -> None:
     found = read(tmp_path, MINIMAL)
     assert found == Config(data=Data(shards=("shards/*.tar",)), samples_seen=Length(samples=3000))
     assert (found.model, found.init, found.batch, found.lr, found.betas) == ("ViT-B-32", None, 256, 5e-4, (0.9, 0.98))
+    assert (found.loss, found.micro_batch, found.ema) == ("clip", None, None)
 
 
 def test_every_kind_of_setting(tmp_path: Path) -> None:
@@ -75,6 +76,10 @@ def test_steps() -> None:
     (MINIMAL + "crop: [1, 0.5]\n", "train.yaml:3: crop: [1, 0.5] is not a smaller and a larger share"),
     (MINIMAL + "flip: maybe\n", "train.yaml:3: flip: 'maybe' is neither true nor false"),
     (MINIMAL + "precision: bf17\n", "train.yaml:3: precision: 'bf17'; did you mean 'bf16'?"),
+    (MINIMAL + "loss: itm\n", "train.yaml:3: loss: 'itm'; there is clip, siglip"),
+    (MINIMAL + "loss: siglp\n", "train.yaml:3: loss: 'siglp'; did you mean 'siglip'?"),
+    (MINIMAL + "micro_batch: 0\n", "train.yaml:3: micro_batch: 0 is not a whole number of 1 or more"),
+    (MINIMAL + "ema: 1\n", "train.yaml:3: ema: 1 is not a number from 0 to 0.999999"),
     (MINIMAL + "eval: {evry: 3}\n", "train.yaml:3: eval has no setting 'evry'; did you mean 'every'?"),
     (MINIMAL + "eval: 3\n", "train.yaml:3: eval: 3 is not a map of settings"),
     (MINIMAL + "eval: {every: -1}\n", "train.yaml:3: eval.every: -1 is not a whole number of 0 or more"),
@@ -123,3 +128,12 @@ def test_identity_leaves_out_what_changes_nothing() -> None:
     assert from_mapping({**base, "data": "b", "workers": 9, "keep": 3, "log_every": 1, "threads": 1}).identity() == first
     assert from_mapping({**base, "lr": 1e-4}).identity() != first
     assert from_mapping({**base, "samples_seen": 101}).identity() != first
+
+
+def test_identity_knows_trainings_from_before_a_setting() -> None:
+    base = {"data": "a", "samples_seen": 100}
+    first = from_mapping(base).identity()
+    assert not {"loss", "micro_batch", "ema"} & first.keys()
+    assert from_mapping({**base, "loss": "clip", "micro_batch": None, "ema": None}).identity() == first
+    for changed in ({"loss": "siglip"}, {"micro_batch": 64}, {"ema": 0.99}):
+        assert from_mapping({**base, **changed}).identity() == {**first, **changed}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,27 @@ def test_two_ranks_fine_tune_as_one(tmp_path: Path) -> None:
     assert (card["step"], card["samples_seen"], card["init"]) == (200, 3200, first.weights)
     assert card["weights"] == weights_digest("toy-vit-32", str(tmp_path / "two" / "model"))
     assert card["figures"]["recall_at_10"] == pytest.approx(one.figures["recall_at_10"], abs=0.2)
+
+
+@pytest.mark.slow
+def test_two_ranks_with_everything_on(tmp_path: Path) -> None:
+    """The sigmoid loss in chunks, and an average that the first process keeps; the second attempt goes on from a checkpoint."""
+    shard(tmp_path / "0.tar", range(48))
+    settings = {**SMALL, "model": "toy-vit-32", "data": str(tmp_path / "0.tar"), "batch": 16, "samples_seen": 192,
+                "loss": "siglip", "micro_batch": 3, "ema": 0.9, "checkpoint_every": 5}
+    file = tmp_path / "train.yaml"
+    file.write_text(json.dumps(settings))
+    done = torchrun(file, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    train(config(**settings), tmp_path / "one")
+    both = zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True)
+    lines = [[(line["loss"], line["scale"], line["bias"]) for line in pair] for pair in both if "loss" in pair[0]]
+    assert len(lines) == 12
+    assert all(one == pytest.approx(two, rel=1e-3) for one, two in lines)
+    weights = weights_digest("toy-vit-32", str(tmp_path / "two" / "model"))
+    shutil.rmtree(tmp_path / "two" / "model")
+    assert torchrun(file, tmp_path / "two").returncode == 0
+    assert weights_digest("toy-vit-32", str(tmp_path / "two" / "model")) == weights
 
 
 @pytest.mark.slow

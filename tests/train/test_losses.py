@@ -1,11 +1,15 @@
 """Losses against a naive reference in float64, and across processes that are not there."""
 
+import math
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from train.losses import clip_loss
+from train.losses import clip_loss, siglip_loss
 
 
 def naive(image: Tensor, text: Tensor, scale: float) -> float:
@@ -14,6 +18,16 @@ def naive(image: Tensor, text: Tensor, scale: float) -> float:
     rows = [-logits[n, n] + np.log(np.exp(logits[n]).sum()) for n in range(len(logits))]
     columns = [-logits[n, n] + np.log(np.exp(logits[:, n]).sum()) for n in range(len(logits))]
     return float((np.mean(rows) + np.mean(columns)) / 2)
+
+
+def naive_sigmoid(image: Tensor, text: Tensor, scale: float, bias: float) -> float:
+    """Algorithm 1 of the SigLIP paper, one pair at a time."""
+    total = 0.0
+    for n, i in enumerate(image):
+        for m, t in enumerate(text):
+            sign = 1 if n == m else -1
+            total += math.log(1 / (1 + math.exp(-sign * (scale * float(i @ t) + bias))))
+    return -total / len(image)
 
 
 def embeddings(num: int, seed: int) -> Tensor:
@@ -32,17 +46,36 @@ def test_equal_embeddings_give_the_logarithm_of_the_batch() -> None:
     assert clip_loss(same, same, torch.tensor(10.0)).item() == pytest.approx(np.log(6))
 
 
-def test_shares_of_a_batch_average_to_the_whole() -> None:
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (117.3, -12.9), (2.0, 0.0)])
+def test_the_sigmoid_loss_equals_the_naive_reference(scale: float, bias: float) -> None:
+    image, text = embeddings(7, 0), embeddings(7, 1)
+    loss = siglip_loss(image, text, number(scale), number(bias))
+    assert loss.item() == pytest.approx(naive_sigmoid(image.detach(), text.detach(), scale, bias), rel=1e-12)
+
+
+def test_the_sigmoid_loss_of_one_picture_and_its_text() -> None:
+    same = torch.ones(1, 4) / 2
+    assert siglip_loss(same, same, torch.tensor(10.0), torch.tensor(-10.0)).item() == pytest.approx(math.log(2))
+    assert siglip_loss(same, same, torch.tensor(100.0), torch.tensor(-200.0)).item() == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_shares_of_a_batch_average_to_the_whole(sigmoid: bool) -> None:
     """What dist.Ranks.gather does, in one process: each share ranks its rows against all."""
-    image, text, scale = embeddings(6, 2), embeddings(6, 3), torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-    whole = clip_loss(image, text, scale)
+    image, text, scale, bias = embeddings(6, 2), embeddings(6, 3), number(5.0), number(-2.0)
+    loss: Any = partial(siglip_loss, scale=scale, bias=bias) if sigmoid else partial(clip_loss, scale=scale)
+    whole = loss(image, text)
     parts = []
     for rank in range(3):
         mine = slice(2 * rank, 2 * rank + 2)
-        others = iter((image, text))
-        parts.append(clip_loss(image[mine], text[mine], scale, first_row=2 * rank, gather=lambda _, others=others: next(others)))
+        others = iter((text,) if sigmoid else (image, text))
+        parts.append(loss(image[mine], text[mine], first_row=2 * rank, gather=lambda _, others=others: next(others)))
     mean = torch.stack(parts).mean()
     assert mean.item() == pytest.approx(whole.item(), rel=1e-12)
-    inputs = image, text, scale
+    inputs = (image, text, scale, bias) if sigmoid else (image, text, scale)
     for one, all_ in zip(torch.autograd.grad(mean, inputs), torch.autograd.grad(whole, inputs), strict=True):
         torch.testing.assert_close(one, all_, rtol=1e-12, atol=1e-12)

@@ -4,19 +4,37 @@ The chunks that a tower sees always have the same number of rows, the last one p
 nothing but the picture, the weights, and the machine with its number of threads.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.models.weights import Loaded
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+"""Where scale (its logarithm) and bias start: Zhai et al. 2023 (arXiv 2303.15343), section 3.3; by open_clip's names."""
+
+
+def with_bias(loaded: Loaded) -> Loaded:
+    """The model with the `logit_bias` that the sigmoid loss needs; a SigLIP model keeps its own.
+
+    Where the weights have none, scale and bias start as published: a scale learnt for a softmax is none for single pairs.
+    """
+    model = loaded.model
+    if model.logit_bias is not None:
+        return loaded
+    with torch.no_grad():
+        model.logit_scale.fill_(SIGLIP["init_logit_scale"])
+    model.logit_bias = nn.Parameter(torch.full_like(model.logit_scale, SIGLIP["init_logit_bias"]))
+    return replace(loaded, config={**loaded.config, **SIGLIP})
 
 
 def embed_images(loaded: Loaded, images: Sequence[Image.Image], batch: int = 64) -> NDArray[np.float32]:
