@@ -43,7 +43,8 @@ def test_all_are_found() -> None:
     assert [c.split()[1] for c in doors()] == ["init", "run", "init", "run", "shard", "verify"]
     assert [" ".join(c.split()[:2]) for c in scripts()] == [
         "curate train", "torchrun --nproc-per-node", "curate evaluate", "curate index", "curate search", "curate serve",
-        "curate whatif", "curate diff", "curate gc", "curate takedown", "curate verify", "curate card", "curate card", "curate publish"]
+        "curate whatif", "curate diff", "curate gc", "curate takedown", "curate verify",
+        "curate card", "curate card", "curate publish"]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,8 @@ def test_the_three_doors(desk: Path) -> None:
 @pytest.mark.timeout(600)
 def test_what_stands_in_its_blocks(desk: Path) -> None:
     said = {command: served(desk, command) if " serve " in command else run(desk, command) for command in scripts()}
-    names = ("train", "torchrun", "evaluate", "index", "search", "serve", "whatif", "diff", "gc", "takedown", "links", "card", "check",
-             "publish")
+    names = ("train", "torchrun", "evaluate", "index", "search", "serve", "whatif", "diff", "gc", "takedown", "links", "card",
+             "check", "publish")
     found = dict(zip(names, said.values(), strict=True))
     assert "accuracy" in found["evaluate"]
     assert "recall@40 1.000" in found["index"]
