@@ -19,8 +19,8 @@ RETRIED = frozenset({"connect", "timeout", "http_429", "http_5xx"})
 """Failures worth another attempt at once, and `dns` where the resolver calls it temporary. Others never are."""
 PASSING = RETRIED | {"dns", "tls", "slow", "bad_http", "host_down", "host_refuses"}
 """Failures that may pass within hours or days, so that `curate heal` asks again (our choice): resolvers, networks and servers in
-trouble, and urls that were not asked for because of others of their host. What a server means for good (404, 410, other 4xx), what
-it forbids and what was no picture is not asked for again."""
+trouble, and urls not asked for because of others of their host. What a server means for good (404, 410, other 4xx), what it
+forbids and what was no picture is not asked for again."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Not public, whatever `is_global` says: carrier NAT, IETF, 6to4 (relay and tunnels, which carry any IPv4), NAT64, site-local.
