@@ -87,7 +87,7 @@ COMMANDS = [
     ("run gone.yaml", "no pipeline file gone.yaml"),
     ("run good.yaml --set x", "--set x: write it as key=value, like download.image_size=384"),
     ("run good.yaml --set langage.a=1",
-     "--set langage.a=1: no step or key 'langage'; there is caption_length, loop, shards, source, train"),
+     "--set langage.a=1: no step or key 'langage'; there is caption_length, expect, loop, shards, source, train"),
     ("run good.yaml --set caption_length=1",
      "--set caption_length=1: say which setting of 'caption_length', like caption_length.NAME=value"),
     ("run good.yaml --set caption_length.x=1",
