@@ -11,6 +11,7 @@ of memory is not data. Colour profiles are ignored, as img2dataset and the usual
 """
 
 import io
+import math
 import os
 import struct
 import threading
@@ -38,8 +39,9 @@ MAX_SIDE = {"jpg": 65_500, "png": 65_500, "webp": 16_383}
 """The longest side in pixels: what libjpeg and libwebp can do."""
 LARGE_PIXELS = 16_777_216
 """Larger pictures are decoded one at a time, so that memory holds one of them and not one a thread or decoder process."""
-PIXELS_ABOVE = 2
-"""A JPEG is decoded to at least twice the wanted size: as near to OpenCV's `area` (49 dB) as a full decode; at once, 41 dB."""
+PIXELS_ABOVE = 1.125
+"""A JPEG is decoded to at least so many times the wanted size. 60 photos of 1,600 pixels to 256: 38 dB from a full decode (41 dB
+for five of 700 and more), at 2.5 times the speed; with twice the size it was 49 dB and more (our choice)."""
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 Encoding = Literal["jpg", "png", "webp"]
@@ -302,7 +304,7 @@ def _shrunk(image: Image.Image, target: tuple[int, int]) -> Image.Image:
     """The picture in RGB at `target` size, as stored (not upright): Hamming when shrinking, Lanczos when growing."""
     grows = target[0] > image.width or target[1] > image.height
     if image.size != target and not grows:
-        image.draft(None, (target[0] * PIXELS_ABOVE, target[1] * PIXELS_ABOVE))
+        image.draft(None, (math.ceil(target[0] * PIXELS_ABOVE), math.ceil(target[1] * PIXELS_ABOVE)))
     rgb = _rgb(image)
     if rgb.size == target:
         small = rgb.copy()

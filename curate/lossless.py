@@ -1,12 +1,10 @@
 """A JPEG without its metadata, its pixels untouched: the segments that decoding needs, and nothing else (ITU-T T.81, annex B)."""
 
-import re
 from collections.abc import Iterator
 
 _SOI, _EOI, _SOS, _COM, _ADOBE = 0xD8, 0xD9, 0xDA, 0xFE, 0xEE
 _APP = range(0xE0, 0xF0)
-_AFTER_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""The marker that ends a scan: in it, 0xff stands before a zero or a restart marker only."""
+_RESTART = bytes(range(0xD0, 0xD8))
 
 
 def stripped(data: bytes) -> bytes | None:
@@ -44,9 +42,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         if length < 2 or end > len(data):
             raise ValueError("a segment that is cut short")
         if marker == _SOS:
-            found = _AFTER_SCAN.search(data, end)
-            if found is None:
-                raise ValueError("no end")
-            end = found.end() - 2
+            end = _end_of_scan(data, end)
         yield marker, data[at:end]
         at = end
+
+
+def _end_of_scan(data: bytes, at: int) -> int:
+    """Where the marker stands that ends a scan: in it, 0xff stands before a zero or a restart marker only. Raises ValueError."""
+    while (at := data.find(b"\xff", at)) >= 0:
+        follows = data[at + 1:at + 2]
+        if follows == b"\xff":          # a fill byte
+            at += 1
+        elif follows and (follows == b"\0" or follows in _RESTART):
+            at += 2
+        else:
+            return at
+    raise ValueError("no end")

@@ -74,7 +74,7 @@ class Download:
                               skip_reencode)
         self._engine = engine
         self._listed: BlockList | None = read(block_list) if block_list else None
-        self._num_decoders = decoders or os.cpu_count() or 1
+        self._num_decoders = decoders or (os.cpu_count() or 1) + 1     # one more: each waits now and then for who feeds it
         self._limits = Limits(timeout_seconds=timeout_seconds, deadline_seconds=deadline_seconds, retries=retries,
                               concurrency=concurrency, per_host=per_host, per_host_rate=per_host_rate,
                               give_up_host_after=give_up_host_after, max_bytes=max_bytes, allow_private=allow_private or (),
