@@ -19,8 +19,8 @@ from tests.benchmarks import ROOT, Row, peak_rss
 
 ROWS = int(os.environ.get("CURATE_BENCH_ROWS", "1000000"))
 AT_ONCE = 100_000
-FOREIGN = ["der", "die", "und", "ein", "Haus", "mit", "rotem", "Dach", "auf", "dem", "Berg", "hinter", "Bäumen", "la", "maison", "rouge",
-           "avec", "une", "porte", "bleue", "dans", "le", "jardin"]
+FOREIGN = ["der", "die", "und", "ein", "Haus", "mit", "rotem", "Dach", "auf", "dem", "Berg", "hinter", "Bäumen",
+           "la", "maison", "rouge", "avec", "une", "porte", "bleue", "dans", "le", "jardin"]
 
 
 def run() -> list[Row]:
