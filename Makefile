@@ -46,7 +46,7 @@ test: setup
 	$(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
 
 test-slow: setup browser
-	$(PY) -m pytest -n $(TEST_WORKERS) -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
 
 # Debian's chromium, where it can be had; where not, the tests that need it skip and say so.
 browser:
