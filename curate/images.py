@@ -41,7 +41,7 @@ LARGE_PIXELS = 16_777_216
 """Larger pictures are decoded one at a time, so that memory holds one of them and not one a thread or decoder process."""
 PIXELS_ABOVE = 1.125
 """A JPEG is decoded to at least so many times the wanted size. 60 photos of 1,600 pixels to 256: 38 dB from a full decode (41 dB
-for five of 700 and more), at 2.5 times the speed; with twice the size it was 49 dB and more (our choice)."""
+for five of 700 and more), at 1.7 times the speed; with twice the size it was 49 dB and more (our choice)."""
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 Encoding = Literal["jpg", "png", "webp"]
