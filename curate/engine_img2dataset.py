@@ -18,13 +18,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from curate.addresses import Failure, Network, check_address, check_literal, lookup, one_line, parse_url
 from curate.convert import Recipe
 from curate.fetch import Fetcher, Limits, Outcome, class_of, host_of
-from curate.images import BadImage, Fit, probe
+from curate.images import LARGE_PIXELS, BadImage, Fit, probe
 from curate.opt_out import OptedOut, OptOut, Signal, said_in_headers
 
 WORK = "curate.engine_img2dataset:resizer"
@@ -38,17 +38,16 @@ _MEANT = (("infinite loop", "too_many_redirects"), ("Redirection to url", "bad_s
 
 
 class Img2DatasetFetcher(Fetcher):
-    """Asks as `Fetcher` does, through img2dataset's `download_image_with_retry`."""
+    """Asks as `Fetcher` does, through img2dataset's `download_image`."""
 
     async def start(self) -> None:
         """Open what `Fetcher` opens, and make its library ask through checked connections, in this whole process."""
         await super().start()
-        from img2dataset.downloader import download_image_with_retry
+        from img2dataset.downloader import download_image
 
-        limits = self.limits
-        self._ask_once: Callable[..., tuple[Any, io.BytesIO | None, str | None]] = download_image_with_retry
-        self._threads = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="img2dataset")
-        urllib.request.install_opener(_opener(limits))
+        self._download_image: Callable[..., tuple[Any, io.BytesIO | None, str | None]] = download_image
+        self._threads = ThreadPoolExecutor(self.limits.concurrency, thread_name_prefix="img2dataset")
+        urllib.request.install_opener(_opener(self.limits))
 
     async def close(self) -> None:
         """Close them."""
@@ -59,28 +58,25 @@ class Img2DatasetFetcher(Fetcher):
         """What its functions made of `url`; a site's rules are asked for as ever."""
         if self._gate is None:
             return await super().get(url)
-        begin = time.monotonic()
+        begin, attempts = time.monotonic(), [0]
         try:
-            body = await self._through_library(url)
-            return Outcome("ok", "", 200, body, final_url=url, attempts=1, seconds=time.monotonic() - begin)
+            body = await self._through_library(url, attempts)
+            return Outcome("ok", "", None, body, final_url=url, attempts=attempts[0], seconds=time.monotonic() - begin)
         except Failure as failure:
-            return Outcome(failure.status, failure.error, failure.http_status, final_url=url, attempts=1,
+            return Outcome(failure.status, failure.error, failure.http_status, final_url=url, attempts=attempts[0],
                            seconds=time.monotonic() - begin, said=failure.said if isinstance(failure, OptedOut) else None)
 
-    async def _through_library(self, text: str) -> bytes:
-        url, limits = parse_url(text), self.limits
-        check_literal(url.raw_host or "", limits.networks)
+    async def _through_library(self, text: str, attempts: list[int]) -> bytes:
+        url = parse_url(text)
+        check_literal(url.raw_host or "", self.limits.networks)
         if self._gate is not None:
             await self._gate.check(url)
         async with self._places.at(host_of(url)) as place:
-            _, stream, error = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._ask_once, (0, str(url)), limits.timeout_seconds, limits.retries, limits.token, limits.deny)
-            if stream is None:
-                failure = failure_of(error or "")
-                self._breaker.heard(host_of(url), failure.status, failure.http_status)
-                raise failure
+            body = await asyncio.get_running_loop().run_in_executor(self._threads, self._asked, str(url), attempts)
+            if isinstance(body, Failure):
+                self._breaker.heard(host_of(url), body.status, body.http_status)
+                raise body
             self._breaker.heard(host_of(url), "ok", 200)
-            body = stream.getvalue()
             place.keep()
             if not body:
                 raise Failure("empty", "no bytes")
@@ -89,6 +85,15 @@ class Img2DatasetFetcher(Fetcher):
             if self._room is not None:
                 await self._room.acquire()
         return body
+
+    def _asked(self, url: str, attempts: list[int]) -> bytes | Failure:
+        """All attempts without a pause, as its own retries are; `attempts` counts them. `_opener` reads opt-outs in headers."""
+        error: str | None = None
+        for attempts[0] in range(1, self.limits.retries + 2):
+            _, stream, error = self._download_image((0, url), self.limits.timeout_seconds, None, None)
+            if stream is not None:
+                return bytes(stream.getvalue())
+        return failure_of(error or "")
 
 
 def failure_of(error: str) -> Failure:
@@ -115,10 +120,10 @@ def resizer(settings: Mapping[str, Any], alone: AbstractContextManager[None]) ->
 
     def convert(body: bytes, ask: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         try:
-            kind, _, _ = probe(body, recipe.max_pixels)
+            kind, width, height = probe(body, recipe.max_pixels)
         except BadImage as error:
             return {"status": error.status, "error": str(error)}, None
-        with alone:
+        with alone if width * height > LARGE_PIXELS else nullcontext():
             stored, _, _, width, height, problem = resize(io.BytesIO(body), ask["boxes"] or None)
         if problem is not None:
             return {"status": "decode_error", "error": one_line(problem)}, None
@@ -148,7 +153,7 @@ def _opener(limits: Limits) -> urllib.request.OpenerDirector:
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
 
     class Handler(urllib.request.AbstractHTTPHandler):
-        handler_order = 100             # before img2dataset sees an answer
+        handler_order = 100             # before any other looks at an answer
 
         def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
             return self.do_open(Plain, request)

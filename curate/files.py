@@ -120,3 +120,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {k: _plain(v) for k, v in value.items()}
     raise TypeError(f"no stable identity for {type(value).__name__} {value!r}")
+
+
+class Hashing:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Write and hash."""
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,19 +165,6 @@ def _tables(tar: Tar, alive: Callable[[int], pa.Table]) -> Iterator[pa.Table]:
         yield table
 
 
-class _Hashing:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        """Write and hash."""
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return self._file.write(data)
-
-
 def _write_tar(worker: Worker, folder: Path, tar: Tar, tables: Iterator[pa.Table]) -> None:
     """One tar, its parquet and its stats. The stats go first and come last: while they are there, they tell the truth."""
     path, parquet, stats = _files_of(folder / f"{tar.number:05d}.tar")
@@ -186,7 +173,7 @@ def _write_tar(worker: Worker, folder: Path, tar: Tar, tables: Iterator[pa.Table
     with files.atomic(path, attempt) as file, ExitStack() as unchanged:
         for number in range(tar.first, tar.stop):
             unchanged.enter_context(worker.source.unchanged(number))
-        out = _Hashing(file)
+        out = files.Hashing(file)
         writer = TarWriter(out)  # type: ignore[arg-type]
         rows = pa.concat_tables([_write_rows(writer, table, worker.store.root) for table in tables])
         writer.close()

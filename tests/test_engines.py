@@ -64,6 +64,8 @@ def test_the_same_status_and_picture_for_every_url_of_the_faulty_site(tmp_path: 
         assert {k: row.get(k) for k in same} == {k: other.get(k) for k in same}, (url, truth[url]["kind"])
         if file is not None and their_file is not None:
             differ.append(distance(file, their_file))
+    flaky = [theirs[url][0]["attempts"] for url, row in truth.items() if row["kind"] == "flaky_500"]
+    assert flaky and min(flaky) > 1, "attempts are counted, not assumed"
     assert len(differ) > 200 and np.median(differ) < 2 and max(differ) < 8      # of 255, mean over the picture
 
 

@@ -5,7 +5,6 @@ anything does (takedown.pending.json, keys only), so a takedown that was killed 
 """
 
 import glob
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,19 +153,6 @@ def _is_like(sample: Sample, same: set[str], seeds: Sequence[str], bits: int) ->
     return sample.look.sha256 in same or bool(near([sample.look.phash], seeds, bits)[0])
 
 
-class _Hashing:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        """Write and hash."""
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return self._file.write(data)
-
-
 def _rewrite(path: Path, gone: frozenset[str], attempt: str) -> None:
     """Table, stats, then the tar; the new one is on disk before any of them appears. A tar without the keys is done."""
     with open(path, "rb") as tar:
@@ -180,7 +166,7 @@ def _rewrite(path: Path, gone: frozenset[str], attempt: str) -> None:
 def _write_anew(path: Path, tar: IO[bytes], gone: frozenset[str], names: set[str], left: int, attempt: str) -> None:
     parquet, stats = path.with_suffix(".parquet"), path.with_name(f"{path.stem}_stats.json")
     with files.atomic(path, attempt) as file:
-        out = _Hashing(file)
+        out = files.Hashing(file)
         without(tar, out, names)  # type: ignore[arg-type]
         told: dict[str, Any] = {"bytes": out.bytes, "sha256": out.sha256.hexdigest()}
         if parquet.exists():
