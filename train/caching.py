@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 
 class Embedded(NamedTuple):
-    """What a contrastive loss is a function of."""
+    """What a loss is a function of: that of a batch is the contrastive one plus the sum of `own_P`."""
 
     image_ND: Tensor
     text_ND: Tensor
     scale: Tensor
-    bias: Tensor | None
+    bias: Tensor | None = None
     """of models that have one"""
+    own_P: Tensor | None = None
+    """losses that ask each pair by itself, each the mean over these pairs, times its weight"""
 
 
 def cached_backward(model: nn.Module, embed: Callable[[slice], Embedded], chunks: Sequence[slice],
@@ -30,9 +32,10 @@ def cached_backward(model: nn.Module, embed: Callable[[slice], Embedded], chunks
                     apart: Callable[[], AbstractContextManager[None]] = nullcontext) -> tuple[Tensor, Embedded]:
     """(loss, embeddings) of all chunks together, without graphs; the loss's gradients are added to the parameters of `model`.
 
-    `embed` runs `model` on some rows. Each chunk sees the same random numbers both times (dropout), running statistics move once
-    (batch normalisation), scale and bias get one gradient. Inside `apart()` processes keep their gradients to themselves; they
-    average once, on the last chunk's way back.
+    `embed` runs `model` on some rows; `loss` is the contrastive part, own parts go back by their chunk's share of the pairs. Each
+    chunk sees the same random numbers both times (dropout), running statistics move once (batch normalisation), scale and bias
+    get one gradient. Inside `apart()` processes keep their gradients to themselves; they average once, on the last chunk's way
+    back.
     """
     states, parts = [], []
     with torch.no_grad(), _buffers_kept(model):
@@ -41,14 +44,21 @@ def cached_backward(model: nn.Module, embed: Callable[[slice], Embedded], chunks
             parts.append(embed(rows))
     whole = _joined(parts)
     found = loss(whole)
-    gradients = iter(torch.autograd.grad(found, [leaf for leaf in whole if leaf is not None], allow_unused=True))
-    wanted = [None if leaf is None else next(gradients) for leaf in whole]
+    asked = [leaf for leaf in whole[:4] if leaf is not None]
+    gradients = iter(torch.autograd.grad(found, asked, allow_unused=True))
+    wanted = [None if leaf is None else next(gradients) for leaf in whole[:4]]
+    own_P = None if parts[0].own_P is None else torch.zeros_like(parts[0].own_P)
     for rows, state in zip(chunks, states, strict=True):
-        is_last = rows is chunks[-1]
+        is_last, share = rows is chunks[-1], (rows.stop - rows.start) / len(whole.image_ND)
         with nullcontext() if is_last else apart():
             _set_random_state(state)
-            _send_back(embed(rows), wanted, rows, is_last)
-    return found.detach(), Embedded(*(None if leaf is None else leaf.detach() for leaf in whole))  # type: ignore[arg-type]
+            again = embed(rows)
+            if own_P is not None and again.own_P is not None:
+                own_P += again.own_P.detach() * share
+            _send_back(again, wanted, rows, share, is_last)
+    total = found.detach() if own_P is None else found.detach() + own_P.sum()
+    return total, Embedded(whole.image_ND.detach(), whole.text_ND.detach(), whole.scale.detach(),
+                           None if whole.bias is None else whole.bias.detach(), own_P)
 
 
 def _joined(parts: Sequence[Embedded]) -> Embedded:
@@ -59,13 +69,16 @@ def _joined(parts: Sequence[Embedded]) -> Embedded:
                     None if bias is None else bias.detach().requires_grad_())
 
 
-def _send_back(again: Embedded, wanted: Sequence[Tensor | None], rows: slice, with_scale: bool) -> None:
-    """Gradients of a chunk's embeddings into the parameters; those of scale and bias too, if asked. Frozen parts take none."""
+def _send_back(again: Embedded, wanted: Sequence[Tensor | None], rows: slice, share: float, with_scale: bool) -> None:
+    """Gradients of a chunk's embeddings into the parameters, and its own parts' as far as its `share` of the pairs goes; those
+    of scale and bias too, if asked. Frozen parts take none."""
     image, text, scale, bias = wanted
     pairs = [(again.image_ND, None if image is None else image[rows]), (again.text_ND, None if text is None else text[rows])]
     if with_scale:
         pairs += [(again.scale, scale)] if again.bias is None else [(again.scale, scale), (again.bias, bias)]
     found = [(output, gradient) for output, gradient in pairs if gradient is not None and output.requires_grad]
+    if again.own_P is not None:
+        found.append((again.own_P, torch.full_like(again.own_P, share)))
     if found:
         torch.autograd.backward([output for output, _ in found], [gradient for _, gradient in found])
 

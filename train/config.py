@@ -13,16 +13,16 @@ A mistake is one line: `train.yaml:4: batch: 0 is not a whole number of 1 or mor
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from train.checks import Check, as_number, crop_area, number, optional, paths, text, two, whole, word, yes_no
 from train.errors import ConfigError, did_you_mean
 
-Check = Callable[[Any], Any]
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -51,82 +51,6 @@ class Length:
         return max(1, math.ceil(wanted - 1e-9))
 
 
-# ---- checks: a raw value in, the typed value out; ValueError says what is allowed
-
-
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
-    """A number from `low` (or above it) to `high`; `5e-4`, a string to YAML, counts."""
-    def check(value: Any) -> float:
-        found = _as_number(value)
-        if found is None or not (low < found <= high if above else low <= found <= high):
-            raise ValueError(f"{value!r} is not a number {_range(low, high, above)}")
-        return float(found)
-    return check
-
-
-def whole(low: int) -> Check:
-    """A whole number of `low` or more."""
-    def check(value: Any) -> int:
-        found = _as_number(value)
-        if found is None or found != int(found) or found < low:
-            raise ValueError(f"{value!r} is not a whole number of {low} or more")
-        return int(found)
-    return check
-
-
-def optional(inner: Check) -> Check:
-    """None, or what `inner` takes."""
-    return lambda value: None if value is None else inner(value)
-
-
-def word(*known: str) -> Check:
-    """One of `known`."""
-    def check(value: Any) -> str:
-        if value not in known:
-            raise ValueError(f"{value!r}{did_you_mean(str(value), known)}")
-        return str(value)
-    return check
-
-
-def text(value: Any) -> str:
-    """A string that is not empty."""
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is not a name")
-    return value
-
-
-def yes_no(value: Any) -> bool:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false")
-    return value
-
-
-def two(inner: Check) -> Check:
-    """A list of two of what `inner` takes."""
-    def check(value: Any) -> tuple[Any, Any]:
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-            raise ValueError(f"{value!r} is not a list of two numbers")
-        return inner(value[0]), inner(value[1])
-    return check
-
-
-def crop_area(value: Any) -> tuple[float, float]:
-    """[smallest, largest] share of the picture that a training crop shows."""
-    low, high = two(number(0, 1, above=True))(value)
-    if low > high:
-        raise ValueError(f"{value!r} is not a smaller and a larger share")
-    return low, high
-
-
-def paths(value: Any) -> tuple[str, ...]:
-    """One path or glob, or a list of them."""
-    values = [value] if isinstance(value, str | Path) else value
-    if not isinstance(values, Sequence) or not values or not all(isinstance(v, str | Path) and str(v) for v in values):
-        raise ValueError(f"{value!r} is not a path or a list of paths")
-    return tuple(str(v) for v in values)
-
-
 def data(value: Any) -> Data:
     """Tars, or {shards: …}, or {table: …, root: …}."""
     if isinstance(value, Data):
@@ -149,7 +73,7 @@ def length(value: Any) -> Length:
     if isinstance(value, Length):
         return value
     match = re.fullmatch(r"\s*([\d_.]+)\s*(epochs?|[kmb]?)\s*", str(value).lower())
-    amount = _as_number(match[1]) if match and not isinstance(value, bool) else None
+    amount = as_number(match[1]) if match and not isinstance(value, bool) else None
     if match is None or not amount:
         raise ValueError(f"{value!r} is not a number of samples like 50M or 3000, nor of epochs like '3 epochs'")
     if match[2].startswith("epoch"):
@@ -305,22 +229,6 @@ def _checked(f: Any, value: Any, prefix: str) -> Any:
     except ValueError as error:
         nested = str(error).startswith((f"{f.name}.", f"{f.name}:", f"{f.name} has"))
         raise ValueError(str(error) if nested else f"{prefix}{f.name}: {error}") from None
-
-
-def _as_number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        found = float(value)
-    except ValueError:
-        return None
-    return found if math.isfinite(found) else None
-
-
-def _range(low: float, high: float, above: bool) -> str:
-    if high == math.inf:
-        return f"above {low:g}" if above else f"of {low:g} or more"
-    return f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
 
 
 def _plain(value: Any) -> Any:

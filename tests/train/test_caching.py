@@ -16,9 +16,11 @@ from tests.train.toys import config, logged, shard
 from train.caching import Embedded, cached_backward
 from train.dist import Ranks
 from train.errors import TooLarge
-from train.loop import Towers, train
+from train.loop import train
 from train.models.clip import with_bias
 from train.models.weights import load
+from train.objectives import make_objective
+from train.objectives.contrastive import Clip
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SAME = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
@@ -72,18 +74,19 @@ def test_processes_average_once() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_clip_model_in_chunks_is_one_pass(name: str) -> None:
     loaded = load("toy-vit-32", "random:0")
-    towers = Towers((with_bias(loaded) if name == "siglip" else loaded).model.double().train())
+    towers = make_objective(with_bias(loaded) if name == "siglip" else loaded, config(data="none", loss=name)).double().train()
     random = torch.Generator().manual_seed(0)
     pixels = torch.randn(7, 3, 32, 32, generator=random, dtype=torch.float64)
     tokens = torch.randint(1, 49408, (7, 12), generator=random)
-    loss_of(name, ALONE, towers(pixels, tokens)).backward()
+    pictures = torch.arange(7)
+    loss_of(name, ALONE, towers(pixels, tokens, pictures)).backward()
     expected = gradients(towers)
     assert len(expected) == len(list(towers.parameters()))
     towers.zero_grad()
-    value, whole = cached_backward(towers, lambda chunk: towers(pixels[chunk], tokens[chunk]), slices(7, 3),
+    value, whole = cached_backward(towers, lambda chunk: towers(pixels[chunk], tokens[chunk], pictures[chunk]), slices(7, 3),
                                    partial(loss_of, name, ALONE))
     SAME(gradients(towers), expected)
-    SAME(value, loss_of(name, ALONE, towers(pixels, tokens)).detach())
+    SAME(value, loss_of(name, ALONE, towers(pixels, tokens, pictures)).detach())
     assert whole.image_ND.shape == (7, 32) and not any(t.requires_grad for t in whole if t is not None)
 
 
@@ -99,6 +102,26 @@ def test_dropout_is_the_same_both_times() -> None:
     torch.manual_seed(3)
     value, _ = cached_backward(model, lambda chunk: model(rows(0)[chunk], rows(1)[chunk]), chunks, loss)
     SAME(value, graph.detach())
+    SAME(gradients(model), expected)
+
+
+def test_own_parts_in_chunks_are_one_pass() -> None:
+    """What each pair is asked by itself: chunks of unequal size have the mean over all pairs, and its gradient."""
+    def asked(model: Pair, chunk: slice) -> Embedded:
+        embedded: Embedded = model(rows(0)[chunk], rows(1)[chunk])
+        errors = (embedded.image_ND - embedded.text_ND).square()
+        return embedded._replace(own_P=torch.stack([errors.mean(), 3 * errors[:, 0].mean()]))
+
+    model, loss = Pair(False), partial(loss_of, "clip", ALONE)
+    whole = asked(model, slice(NUM_PAIRS))
+    assert whole.own_P is not None
+    total = loss(whole) + whole.own_P.sum()
+    total.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    value, found = cached_backward(model, partial(asked, model), slices(NUM_PAIRS, 5), loss)
+    SAME(value, total.detach())
+    SAME(found.own_P, whole.own_P.detach())
     SAME(gradients(model), expected)
 
 
@@ -140,10 +163,10 @@ def test_a_training_in_chunks(tmp_path: Path) -> None:
 def test_a_full_memory_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard(tmp_path / "0.tar", range(24))
 
-    def full(self: Towers, *rows: Tensor) -> Embedded:
+    def full(self: Clip, *rows: Tensor) -> Embedded:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Towers, "forward", full)
+    monkeypatch.setattr(Clip, "forward", full)
     for micro_batch, said in ((None, "8 pairs at once do not fit the memory of cpu; try micro_batch: 4"),
                               (6, "6 pairs at once do not fit the memory of cpu; try micro_batch: 3")):
         with pytest.raises(TooLarge) as error:

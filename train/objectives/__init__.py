@@ -1,0 +1,15 @@
+"""What a training makes smaller: one file a loss, all of them called alike by the loop. `loss:` in the settings names one."""
+
+from train.config import Config
+from train.models.weights import Loaded
+from train.objectives.base import Objective
+from train.objectives.contrastive import Clip, Siglip
+
+__all__ = ["OBJECTIVES", "Objective", "make_objective"]
+
+OBJECTIVES: dict[str, type[Objective]] = {"clip": Clip, "siglip": Siglip}
+
+
+def make_objective(loaded: Loaded, config: Config) -> Objective:
+    """The objective that `loss:` names, around `loaded.model`. Raises ConfigError where the model cannot learn by it."""
+    return OBJECTIVES[config.loss](loaded, config)
