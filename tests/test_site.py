@@ -1,6 +1,9 @@
 """The faulty site as it is made: the same bytes from the same seed, right captions, faults in exact number."""
 
+import json
+import tarfile
 from collections import Counter
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -10,10 +13,12 @@ import pytest
 
 from curate.steps.language import Language
 from tests.site import captions, scenes
+from tests.site.attributes import attribute_accuracy, mentions
 from tests.site.draw import render
 from tests.site.faults import FAULTS, NOINDEX, NOT_OPT_OUT, OPT_OUT, SHARING, STATUS, TWINS, planted
 from tests.site.make import make, settings
 from tests.site.routes import load, pool_for, truth
+from tests.site.shards import write_shards
 
 ROWS = 250
 
@@ -187,3 +192,33 @@ def test_twins_have_a_clean_row_of_their_own(folder: Path) -> None:
 def test_every_spelling_is_planted_in_the_default_site() -> None:
     counts = planted(3000, FAULTS)
     assert counts["opt_out"] >= len(OPT_OUT) and counts["noindex"] >= len(NOINDEX) and counts["not_opt_out"] >= len(NOT_OPT_OUT)
+
+
+# --- attributes
+
+
+def test_right_captions_name_all_that_is_there_and_nothing_else() -> None:
+    said = [(text, scenes.scene(0, i)) for i in range(300) for text in captions.captions(scenes.scene(0, i), 5)]
+    assert all(set(mentions(text)) == shown.things() for text, shown in said)
+    assert attribute_accuracy(said) == {"attribute_precision": 1.0, "attribute_recall": 1.0, "faultless_share": 1.0}
+
+
+def test_wrong_captions_are_told_from_right_ones() -> None:
+    assert mentions("Two small red circles with stripes over a striped violet crescent moon.") == [
+        ("red", "circle"), ("purple", "moon")]
+    assert mentions("a ring on a red background, red red and a hoop") == []
+    shown = next(s for s in map(partial(scenes.scene, 0), range(100)) if len(s.groups) == 2)
+    (colour, shape), other = sorted(shown.things())[0], next(s for s in scenes.SHAPES if s not in {g.shape for g in shown.groups})
+    said = [(f"a {colour} {shape}", shown), (f"a {colour} {other} above a {colour} {shape}", shown), ("a picture", shown)]
+    assert attribute_accuracy(said) == {"attribute_precision": 2 / 3, "attribute_recall": 2 / 6, "faultless_share": 1 / 3}
+
+
+def test_shards_of_scenes(tmp_path: Path) -> None:
+    assert write_shards(tmp_path / "set", [7, 8, 9], texts=3, rows=2) == str(tmp_path / "set/*.tar")
+    names, said = [], []
+    for path in sorted((tmp_path / "set").iterdir()):
+        with tarfile.open(path) as archive:
+            names += archive.getnames()
+            said += [json.loads(archive.extractfile(name).read()) for name in archive.getnames() if name.endswith("json")]
+    assert names == [f"{n:09d}.{kind}" for n in (7, 8, 9) for kind in ("jpg", "json", "txt")]
+    assert [meta["captions"] for meta in said] == [captions.captions(scenes.scene(0, n), 3) for n in (7, 8, 9)]
