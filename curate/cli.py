@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curate import head_cli
+from curate import head_cli, model_cli
 from curate.errors import CurateError, UserError
 from train.errors import TrainError
 
@@ -105,19 +105,8 @@ def train(file: Annotated[Path, typer.Argument(metavar="TRAINING", help="Setting
     raise typer.Exit(train_file(words))
 
 
-@app.command(rich_help_panel=BUILD)
-def evaluate(checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a pretrained tag.")],
-             model: Annotated[str | None, typer.Option("--model", help="Its name, where the checkpoint has none.")] = None,
-             images: Annotated[Path | None, typer.Option("--images", metavar="DIR", help="A folder of pictures a class.")] = None,
-             classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Lines of: folder TAB name.")] = None,
-             retrieval: Annotated[str | None, typer.Option("--retrieval", metavar="TARS", help="Held out.")] = None) -> None:
-    """Zero-shot accuracy over a folder of classes, and retrieval recall over held-out shards."""
-    from curate.training import evaluate_checkpoint, unchecked
-
-    for name, value in evaluate_checkpoint(checkpoint, model, images, classes, retrieval).items():
-        print(f"{name}  {value:.4f}")
-    for line in unchecked(checkpoint, images, retrieval):
-        print(line, file=sys.stderr)
+app.command(rich_help_panel=BUILD)(model_cli.evaluate)
+app.command(rich_help_panel=BUILD)(model_cli.export)
 
 
 @app.command(rich_help_panel=BUILD)
@@ -192,10 +181,12 @@ def report(folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", he
     if as_json:
         print(json.dumps(funnel, indent=1, ensure_ascii=False))
         return
+    from curate.folder import Folder
     from curate.pages.page import write
+    from curate.recaptioned import lines
 
     page = write(folder, secrets.token_hex(4))
-    for line in funnel_lines(funnel):
+    for line in (*funnel_lines(funnel), *lines(Folder.open(folder))):
         print(line)
     print(page)
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -47,7 +48,7 @@ def from_values(values: Sequence[Any]) -> tuple[pa.Array, list[int]]:
 
     The second value is as in `from_texts`.
     """
-    kinds = {type(v) for v in values} - {type(None)}
+    kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return pa.nulls(len(values)), []
     if kinds == {bool}:
@@ -166,6 +167,18 @@ class Chunk:
     image_ids: list[str | None] | None = None
     """hashes of the pictures' bytes, where they had to be read"""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of columns that are slices only the slice goes to a worker; their own pickle holds all that they were cut from."""
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch(list(self.fields.values()), names=list(self.fields))
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        return {**self.__dict__, "fields": sink.getvalue().to_pybytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        batch = pa.ipc.open_stream(state["fields"]).read_next_batch()
+        self.__dict__.update(state, fields=dict(zip(batch.schema.names, batch.columns, strict=True)))
+
     def note(self, row: int, error: str) -> None:
         """Say one more thing that is wrong with a row."""
         self.errors[row] = f"{self.errors[row]}; {error}" if row in self.errors else error
@@ -200,7 +213,7 @@ def chunk_of(fields: Iterable[tuple[str, tuple[pa.Array, list[int]]]], rows: int
 
 def chunk_of_objects(objects: Sequence[Mapping[str, Any]], errors: dict[int, str]) -> Chunk:
     """A chunk from JSON objects; its columns are all the keys there are, in the order they first come."""
-    names = dict.fromkeys(name for o in objects for name in o)
+    names = dict.fromkeys(chain.from_iterable(objects))
     return chunk_of(((clean(n), from_values([o.get(n) for o in objects])) for n in names), len(objects), errors)
 
 

@@ -1,5 +1,6 @@
 """A picture from the web → its columns and the file to store: what decoder processes do for `download`."""
 
+import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ class Recipe:
 def converter(settings: Mapping[str, Any], alone: AbstractContextManager[None]) -> Any:
     """A function (file, {"boxes": [...]}) → (columns, file to store or None). `alone` is held while a picture is large."""
     recipe = Recipe(**{**settings, "fit": Fit(**settings["fit"])})
+    importlib.import_module("curate.shrink")        # before memory is limited: what OpenCV maps is not a picture's
 
     def convert(body: bytes, ask: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         boxes = [tuple(box) for box in ask["boxes"]]

@@ -33,7 +33,7 @@ from curate.errors import RunStopped
 CPU_SECONDS = 60
 """Of processor time for one picture. 64 million pixels take 4 s to decode at most, and 25 s to store as WebP (our choice)."""
 PICTURES = 5000
-"""A process is replaced after so many: what libraries leak stays small, and 0.1 s to start is nothing beside it (our choice)."""
+"""A process is replaced after so many: what libraries leak stays small, and 0.3 s to start is nothing beside it (our choice)."""
 STRIKES = 3
 """So many processes may be killed from outside on one picture before the run stops."""
 

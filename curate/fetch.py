@@ -31,13 +31,14 @@ from typing import Any, Self
 import aiohttp
 from yarl import URL
 
-from curate.addresses import Failure, Network, Resolver, check_literal, lookup, parse_url
+from curate.addresses import Failure, Network, check_literal, lookup, parse_url
 from curate.breaker import Breaker
 from curate.errors import UserError
 from curate.gate import Gate
 from curate.opt_out import DENY, OptedOut, OptOut, said_in_headers
 from curate.opt_out_list import OptOutList
 from curate.places import Place, Places
+from curate.resolver import Resolver
 from curate.robots import LIMIT_BYTES
 
 TOKEN = "curate"

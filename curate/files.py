@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate import lean  # noqa: F401  before anybody makes an array
 from curate.errors import RunStopped
 
 TEMPORARY = ".tmp"
@@ -87,12 +88,17 @@ def read_json(path: Path, default: Any = None) -> Any:
         return default
 
 
-def write_table(path: Path, table: pa.Table, attempt: str, metadata: Mapping[str, str] | None = None) -> None:
-    """A parquet file with fixed settings, so that equal tables give equal bytes; `metadata` goes into its footer."""
+def write_table(path: Path, table: pa.Table, attempt: str, metadata: Mapping[str, str] | None = None,
+                dictionary: Sequence[str] | bool = True) -> None:
+    """A parquet file with fixed settings, so that equal tables give equal bytes; `metadata` goes into its footer.
+
+    `dictionary` names the columns whose values come again; where none does, looking for them costs more time and bytes.
+    """
     if metadata:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     with atomic(path, attempt) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=65536, write_page_index=False)
+        pq.write_table(table, file, compression="zstd", row_group_size=65536, write_page_index=False,
+                       use_dictionary=dictionary)
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -81,7 +81,7 @@ class Judge:
 
 
 def _rates(scores: np.ndarray, wrong: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    from train.evaluate import auroc
+    from train.figures import auroc
 
     if not wrong.any() or wrong.all():
         raise UserError("the truth table knows no mismatched row of the pool, or only such")

@@ -27,6 +27,9 @@ LOOK_SECONDS = 5
 """How often we look for the dead whose socket is still open, because a child of theirs holds it."""
 TELL_SECONDS = 0.5
 
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
+"""glibc gives what a step let go of back to the system only above 64 MiB: else every batch pays for fresh pages again."""
+
 CODE = ("import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[5:]; "
         "from curate.local import child; child(*sys.argv[1:5])")
 """What a process runs. Ctrl-C reaches all of a terminal's processes; the driver alone decides what it means."""
@@ -141,7 +144,7 @@ class _Process:
         self.jobs: dict[int, _Job] = {}
         self._given = 0
         command = [sys.executable, "-P", "-c", CODE, str(theirs.fileno()), kind, str(root), attempt, *map(str, sys.path)]
-        environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
+        environment = {**os.environ, **dict.fromkeys(THREADS, "1"), **(MEMORY if kind == "work" else {})}
         with theirs:
             self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 

@@ -14,10 +14,11 @@ from typing import Protocol
 from curate import files
 from curate.errors import RunStopped, UserError
 from curate.judge import Judge
+from curate.locations import parse_source
 from curate.pairs import kept, write_pairs
 from curate.pipeline import Pipeline
 from curate.run import Outcome
-from curate.source import Source, parse_source
+from curate.source import Source
 from curate.stages import StepUse
 from curate.store import Store
 from curate.training import Trainer

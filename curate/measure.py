@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class Report:
     seconds: float = 0.0
     gpu_peak_bytes: int = 0
     """the most memory that torch ever held on this process's GPU; 0 without one"""
+    schema: pa.Schema | None = None
+    """of a source shard that was written: the columns of its rows"""
 
 
 class Shard:
@@ -103,9 +106,11 @@ class Shard:
         """Which rows a step has measured, as a mask."""
         return self._laid_out(Column("", pa.null(), "", folder))[1] >= 0
 
-    def forget(self, folder: str) -> None:
-        """Read a column folder anew: a part was added."""
-        self._parts.pop(folder, None)
+    def laid_over(self, folder: str, part: pa.Table) -> None:
+        """A part was added to a column folder that has been looked at: it is here already, so nobody reads it again."""
+        before, _ = self._parts[folder]
+        table = part if before is None else pa.concat_tables([before, part])
+        self._parts[folder] = table.combine_chunks(), newest(table["row"].to_numpy(), self.source.rows(self.number))
 
     def _laid_out(self, ref: Column) -> tuple[pa.Table | None, np.ndarray]:
         if ref.folder not in self._parts:
@@ -134,8 +139,12 @@ class Worker:
 
     def __init__(self, root: Path, attempt: str) -> None:
         self.store = Store(root, attempt)
-        self.source = Source.open(self.store.source)
         self._instances: dict[str, Any] = {}
+
+    @cached_property
+    def source(self) -> Source:
+        """The source, once all of it was read: a worker may have had its hands in that."""
+        return Source.open(self.store.source)
 
     def instance(self, bound: BoundStep) -> Any:
         """The step's class with its settings, built on first use; None for a function."""
@@ -187,7 +196,7 @@ class Worker:
             table = pa.concat_tables(parts)
             _refuse_total_failure(bound, table)
             self.store.write_part(bound.folder, shard.number, table)
-            shard.forget(bound.folder)
+            shard.laid_over(bound.folder, table)
         quarantine(bound, shard)
 
     def _missing(self, bound: BoundStep, spec: Spec, shard: Shard, retry: bool) -> np.ndarray:
@@ -269,7 +278,10 @@ def throw_away(shard: Shard, stage: int, status: Column) -> None:
 
 def quarantine(bound: BoundStep, shard: Shard) -> None:
     """Alive rows that the step could not measure leave, with the reason in its column folder."""
-    wrong = pc.is_valid(shard.errors(bound)).to_numpy(zero_copy_only=False)
+    errors = shard.errors(bound)
+    if errors.null_count == len(errors):
+        return
+    wrong = pc.is_valid(errors).to_numpy(zero_copy_only=False)
     shard.kept.leave(np.flatnonzero(wrong & (shard.kept.state == ALIVE)), QUARANTINED, bound.index)
 
 

@@ -4,17 +4,19 @@
     owners.parquet     image_id, owner, shard    a picture of several shards: the first (`owner`) and each other; sorted by shard
     borrowers.parquet  the same rows, sorted by owner
 
-DuckDB computes them in at most MEMORY, with what is more in the source's folder. 64-bit hashes are grouped first, so that only
-ids that may be there twice are ever held as text.
+DuckDB computes them in at most MEMORY (mostly the smaller), with what is more in the source's folder. 64-bit hashes are grouped
+first, so that only ids that may be there twice are ever held as text.
 """
 
 import glob
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import files
@@ -22,7 +24,8 @@ from curate import files
 if TYPE_CHECKING:
     import duckdb
 
-MEMORY = "1GB"
+MEMORY = ("256MB", "1GB")
+"""What DuckDB may take: the first does for 10 million rows, as fast as the last; where it runs out, the next is tried."""
 THREADS = 2
 SPILL = ".spill"
 
@@ -54,11 +57,20 @@ def write(folder: Path, shards: int, attempt: str) -> int:
     """Compute the three files anew from the `shards` source shards in `folder`; the number of repeated rows."""
     import duckdb
 
+    for memory in MEMORY[:-1]:
+        with suppress(duckdb.OutOfMemoryException):
+            return _joined(folder, shards, attempt, memory)
+    return _joined(folder, shards, attempt, MEMORY[-1])
+
+
+def _joined(folder: Path, shards: int, attempt: str, memory: str) -> int:
+    import duckdb
+
     repeats, owners, borrowers = (folder / f"{n}.parquet" for n in ("repeats", "owners", "borrowers"))
     spill = folder / SPILL
     shutil.rmtree(spill, ignore_errors=True)
     config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY, "threads": THREADS, "temp_directory": str(spill), "preserve_insertion_order": False}
+        "memory_limit": memory, "threads": THREADS, "temp_directory": str(spill), "preserve_insertion_order": False}
     with duckdb.connect(config=config) as connection:
         connection.execute(ROWS.format(pattern=_quoted(glob.escape(str(folder)) + "/[0-9]*.parquet")) if shards else NO_ROWS)
         num_repeated = _write(connection, REPEATS, repeats, REPEATS_SCHEMA, attempt)
@@ -104,5 +116,9 @@ def borrowers(folder: Path, shard: int) -> dict[int, list[str]]:
 
 
 def _of(path: Path, key: str, shard: int, *columns: str) -> pa.Table:
-    """The rows where `key` is `shard`: only the row groups that can hold any are read."""
-    return pq.read_table(path, columns=list(columns), filters=[(key, "=", shard)], partitioning=None)
+    """The rows where `key` is `shard`, by which they are sorted: only the row groups that can hold any are read."""
+    with pq.ParquetFile(path) as file:
+        place = file.schema_arrow.get_field_index(key)
+        spans = ((n, file.metadata.row_group(n).column(place).statistics) for n in range(file.num_row_groups))
+        groups = [n for n, span in spans if span is None or span.min <= shard <= span.max]    # none: a takedown left no row
+        return file.read_row_groups(groups, [key, *columns]).filter(pc.field(key) == shard)

@@ -6,23 +6,24 @@ one line `file:line: what is wrong, what there is, did you mean`. Later code nev
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from curate import source, step
+from curate import cut, step
 from curate.document import TOP_KEYS, entry_of, override, read_yaml
 from curate.errors import UserError, did_you_mean
 from curate.expectation import Expectation, expectation
 from curate.keep import Keep, parse
-from curate.locations import matching_files
+from curate.locations import matching_files, parse_source
 from curate.loop_settings import LoopSettings, loop_settings
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.step import Spec, known_steps, load_step
 
 OWN_COLUMNS: Mapping[str, pa.DataType] = {"uid": step.string, "image_id": step.string}
+OF_SOURCE = step.Maker("", {}, loop=False)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class ShardSettings:
     """rows of a tar"""
     block: int = 64
     """source shards that are packed together: a row that changes rewrites the tars of its block only"""
+    caption: str = "caption"
+    """the column of texts that becomes .txt and `caption`; the source's own text then is `source_caption`"""
     write: bool = True
 
 
@@ -82,13 +85,14 @@ def load(path: Path, overrides: Sequence[str] = (), until: str | None = None) ->
     checker = _Checker(path, dict(OWN_COLUMNS) | columns)
     entries = [(entry, lines.get(("steps", i), top_lines["steps"])) for i, entry in enumerate(document["steps"])]
     stages = tuple(checker.stage(entry, line) for entry, line in entries)
-    shard_settings = _shard_settings(document.get("shards"), f"{path}:{top_lines.get('shards', 1)}")
+    shard_settings = _shard_settings(document.get("shards"), f"{path}:{top_lines.get('shards', 1)}", checker.columns)
     settings = loop_settings(document.get("loop"), stages, path, top_lines)
     train = document.get("train")
     if settings is not None and not isinstance(train, Mapping):
         raise UserError("'loop:' needs 'train:', a map like {samples_seen: 50M}", f"{path}:{top_lines['loop']}")
     expect = _expectation(document.get("expect"), f"{path}:{top_lines.get('expect', 1)}")
-    return Pipeline(path, document["source"], columns, _cut(stages, until), shard_settings, train, settings,
+    done = _cut(stages, until)
+    return Pipeline(path, document["source"], columns, done, _with_caption(shard_settings, columns, done), train, settings,
                     None if until else expect, top_lines, tuple(overrides))
 
 
@@ -105,25 +109,36 @@ def _source_columns(settings: Any, base: Path, where: str) -> dict[str, pa.DataT
     if not isinstance(settings, Mapping):
         raise UserError("'source:' is a map, like {pairs: urls/*.parquet, url: URL, caption: TEXT}", where)
     try:
-        return dict(source.peek(source.parse_source(settings, base)))
+        return dict(cut.peek(parse_source(settings, base)))
     except UserError as error:
         raise UserError(str(error), where) from None
 
 
-def _shard_settings(value: Any, where: str) -> ShardSettings:
+def _shard_settings(value: Any, where: str, columns: Mapping[str, pa.DataType]) -> ShardSettings:
     if value == "none":
         return ShardSettings(write=False)
     if value is None:
         return ShardSettings()
     if not isinstance(value, Mapping):
         raise UserError("'shards:' is a map like {rows: 10000}, or none", where)
-    known = ("rows", "block")
+    known = ("rows", "block", "caption")
     for key, number in value.items():
         if key not in known:
             raise UserError(f"shards has no setting '{key}'{did_you_mean(str(key), known)}", where)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        if key == "caption":
+            texts = [name for name, kind in columns.items() if pa.types.is_string(kind)]
+            if number not in texts:
+                hint = did_you_mean(number, texts) if isinstance(number, str) else ""
+                raise UserError(f"shards.caption: {number!r} is not a column of texts{hint}", where)
+        elif not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise UserError(f"shards.{key}: {number!r} is not a whole number of 1 or more", where)
     return ShardSettings(**value)
+
+
+def _with_caption(settings: ShardSettings, columns: Mapping[str, pa.DataType], done: tuple[Stage, ...]) -> ShardSettings:
+    """Where `--until` ends the run before the samples' caption is there, the source's takes its place."""
+    there = {*columns, *(c for s in done if isinstance(s, StepUse) for c in s.adds.values())}
+    return settings if settings.caption in there else replace(settings, caption="caption")
 
 
 def _expectation(value: Any, where: str) -> Expectation | None:
@@ -209,7 +224,7 @@ class _Checker:
         checked = _check_settings(spec, settings)
         bound = self._bind(spec, of, reads)
         if spec.completes is not None:
-            checked = dict(spec.completes(checked, {p: self.makers[c] for p, c in bound.items() if c in self.makers}))
+            checked = dict(spec.completes(checked, {p: self.makers.get(c, OF_SOURCE) for p, c in bound.items()}))
         trained = any(checked[n] == "loop" for n in holds)
         if trained != (first is not None) or not isinstance(first, str | None):
             raise UserError(f"step '{spec.name}': 'pretrained: loop' and 'first:' belong together; first is raw (train on the "

@@ -6,7 +6,7 @@ stays theirs.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import files, remote
+from curate.certificate import certified_source
 from curate.errors import UserError, did_you_mean
 from curate.folder import Folder
+from curate.ingest import ingest
 from curate.keep import Keep, parse
-from curate.locations import TABLES
+from curate.locations import TABLES, parse_source
 from curate.measure import Shard, decide
 from curate.pipeline import OWN_COLUMNS, ShardSettings
 from curate.plan import BoundKeep, Column
 from curate.schedule import Tasks, drain
 from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
-from curate.source import Source, ingest, parse_source
+from curate.source import Source
 from curate.store import DROPPED, Store
 from curate.tombstones import refuse_unfinished
 from curate.work import Task
@@ -42,7 +44,11 @@ class Rows:
     store: Store
     source: Source
     columns: Mapping[str, Column]
+    decontaminated: Sequence[Mapping[str, Any]]
+    """what is certified of these rows, so of any choice of them"""
     chain: str = ""
+    caption: str = "caption"
+    """the column that is the caption of a sample"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def _pack(given: Rows, choice: Choice, rows: int, out: Path, workers: int) -> di
     try:
         for number in range(given.source.num_shards):
             choose(given, choice, number, chosen)
-        blocks = plan_blocks(given.store, given.source, chosen, given.columns, ShardSettings(rows=rows), out)
+        settings = ShardSettings(rows=rows, caption=given.caption)
+        blocks = plan_blocks(given.store, given.source, chosen, given.columns, settings, out)
         tasks = Tasks([(Task("pack", block, shard=block.index), []) for block in blocks])
         pool = make_pool(given.store.root, given.store.attempt, min(workers, len(blocks)) if len(blocks) > 1 else 0)
         try:
@@ -120,7 +127,7 @@ def _pack(given: Rows, choice: Choice, rows: int, out: Path, workers: int) -> di
                 pass
         finally:
             pool.close()
-        return write_manifest(out, blocks, given.store.attempt)
+        return write_manifest(out, blocks, given.store.attempt, given.decontaminated)
     finally:
         shutil.rmtree(given.store.kept_path(chosen, 0).parent, ignore_errors=True)
 
@@ -180,7 +187,10 @@ def _of_run(root: Path, dropped_too: bool, attempt: str) -> Rows:
         raise UserError(f"{root} is not finished; run its pipeline again first, or take --dropped-too")
     if "image" not in folder.columns:
         raise UserError(f"{root} has no images to put into shards")
-    return Rows(store, folder.source, folder.columns, chain)
+    record = files.read_json(root / "run.json")
+    certified = record.get("decontaminated", []) if chain else certified_source(folder.source)
+    caption = record["shards"].get("caption", "caption") if chain else "caption"    # a row that was dropped may have no other
+    return Rows(store, folder.source, folder.columns, certified, chain, caption)
 
 
 def rows_of_files(source: str, work: Path, attempt: str) -> Rows:
@@ -190,7 +200,8 @@ def rows_of_files(source: str, work: Path, attempt: str) -> Rows:
     store = Store(work, attempt)
     shutil.rmtree(store.source, ignore_errors=True)
     rows = ingest(parse_source({"images" if is_images else "shards": source}), store.source, attempt)
-    return Rows(store, rows, {n: Column(n, t, f"source.{n}") for n, t in {**OWN_COLUMNS, **rows.columns}.items()})
+    columns = {n: Column(n, t, f"source.{n}") for n, t in {**OWN_COLUMNS, **rows.columns}.items()}
+    return Rows(store, rows, columns, certified_source(rows))
 
 
 def _refuse_itself(source: Source, out: Path) -> None:

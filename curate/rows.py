@@ -18,6 +18,8 @@ from curate.locations import Names
 from curate.step import image, string
 
 NO_TEXT = pa.scalar(None, string)
+BLANKS = "".join(map(chr, range(33)))
+"""Every ASCII character that Unicode may call white space, and more."""
 OURS = ("uid", "image_id", "url", "caption", "image", "source_error")
 
 
@@ -56,12 +58,21 @@ def _hashed(texts: pa.Array) -> pa.Array:
 
 def _uids(image_ids: pa.Array, captions: pa.Array, file: int, first: int) -> pa.Array:
     """The uids of rows without one of their own. What has no picture to tell it by is told by its place in the source."""
-    texts = pc.utf8_trim_whitespace(nfc(pc.fill_null(captions, "")))
+    texts = _normal(pc.fill_null(captions, ""))
     uids = _hashed(pc.binary_join_element_wise(image_ids, texts, "\0"))
     if not image_ids.null_count:
         return uids
     places = pa.array([f"row\0{file}\0{row}" for row in range(first, first + len(uids))], string)
     return pc.coalesce(uids, _hashed(places))
+
+
+def _normal(texts: pa.Array) -> pa.Array:
+    """Texts in NFC without white space around them. ASCII without blanks at its ends is that already, and most texts are such."""
+    same = pc.equal(pc.binary_length(pc.ascii_trim(texts, characters=BLANKS)), pc.binary_length(texts))
+    odd = pc.invert(pc.and_(pc.string_is_ascii(texts), same))
+    if not pc.any(odd).as_py():
+        return texts
+    return pc.replace_with_mask(texts, odd, pc.utf8_trim_whitespace(nfc(texts.filter(odd))))
 
 
 def _named(chunk: Chunk, name: str | None) -> pa.Array:

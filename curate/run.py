@@ -15,17 +15,20 @@ import pyarrow as pa
 
 from curate import files, funnel
 from curate.barrier import is_done
-from curate.certificate import certificates
+from curate.certificate import certified
 from curate.heal import reopen
+from curate.ingest import ingest
+from curate.locations import parse_source
 from curate.needs import note
 from curate.pace import Pace
 from curate.pipeline import OWN_COLUMNS, Pipeline
 from curate.plan import Binder, BoundKeep, BoundStep, Column, Segment, WeightsId, spans
-from curate.schedule import Tasks, drain, segment_tasks
-from curate.shards import Block, is_packed, plan_blocks, write_manifest, write_subset
-from curate.source import Source, ingest, parse_source
+from curate.schedule import Tasks, drain, segment_tasks, spread
+from curate.shards import Block, is_packed, plan_blocks, write_manifest
+from curate.source import Source
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.store import Store
+from curate.subset import write_subset
 from curate.verdict import Verdict, ended, judge, least_of
 from curate.work import Pool, Task, Told
 
@@ -101,7 +104,8 @@ def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, wat
         part: tuple[int, int] | None = None, retry: bool = False, heal: bool = False, pack: bool = True) -> Outcome:
     """Take a pipeline from its source to shards. Does only what an earlier attempt has not done. The caller holds the lock."""
     with store.ingest_lock():
-        source = ingest(parse_source(pipeline.source, pipeline.path.parent), store.source, store.attempt, limit)
+        source = ingest(parse_source(pipeline.source, pipeline.path.parent), store.source, store.attempt, limit,
+                        spread=spread(pool))
     binder = Binder({**OWN_COLUMNS, **source.columns}, pipeline.path.parent, weights_id)
     state = Run(pipeline, store, source, pool, binder, watcher, part, retry, heal)
     decided = _stages(state)
@@ -198,7 +202,7 @@ def _pack(state: Run) -> dict[str, Any] | None:
         return None
     blocks = plan_blocks(store, source, binder.chain, binder.columns, settings, store.shards)
     pack(state, blocks)
-    return write_manifest(store.shards, blocks, store.attempt, certificates(state.pipeline.stages))
+    return write_manifest(store.shards, blocks, store.attempt, certified(state.pipeline.stages, source))
 
 
 def pack(state: Run, blocks: Sequence[Block]) -> None:
@@ -227,9 +231,9 @@ def _record(state: Run) -> None:
     """run.json: what a reader of the folder needs to find columns and states; no times, they are in attempts.jsonl."""
     columns = {n: {**asdict(c), "type": str(c.type)} for n, c in state.binder.columns.items()}
     stages = [_stage_record(s, state) for s in state.pipeline.stages]
-    certified = certificates(state.pipeline.stages)
+    known = certified(state.pipeline.stages, state.source)
     files.write_json(state.store.root / "run.json", {
         "pipeline": str(state.pipeline.path), "sets": list(state.pipeline.sets), "chain": state.binder.chain, "stages": stages,
         "columns": columns, "shards": asdict(state.pipeline.shards), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "attempt": state.store.attempt, **({"decontaminated": certified} if certified else {}),
+        "attempt": state.store.attempt, **({"decontaminated": known} if known else {}),
         **({"expect": asdict(expect)} if (expect := state.pipeline.expect) else {})}, state.store.attempt)

@@ -18,6 +18,7 @@ from curate.columns import Chunk, Place
 from curate.locations import PICTURES, SourceFile, names_in
 from curate.tar import Member, members
 
+_DECODER = json.JSONDecoder()
 KEY = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 """webdataset's `base_plus_ext` (tariterators.py): names without an extension and hidden files belong to no sample."""
 
@@ -48,6 +49,15 @@ class Seen:
         """Each part with its length, so that no two series of parts give the same bytes."""
         pieces = [part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape") for part in parts]
         self._hash.update(b"".join([b"%d:%b" % (len(piece), piece) for piece in pieces]))
+
+    def add_places(self, members: Iterable[Member]) -> None:
+        """Name, offset and length of each, as `add` does it."""
+        text = "".join([f"{len(name)}:{name}{len(at := str(offset))}:{at}{len(size := str(length))}:{size}"
+                        for name, offset, length in members])
+        if text.isascii():
+            self._hash.update(text.encode())
+        else:
+            self.add(*(part for member in members for part in member))
 
     def hexdigest(self) -> str:
         """sha256 as hex."""
@@ -143,7 +153,8 @@ def _tar_sample(path: str, stream: IO[bytes], key: str, group: dict[str, Member]
     url = fields.get(wanted.url) if wanted.url else None
     data = read(picture) if url is None or not str(url).strip() else None
     image_id = None if data is None else bytes_id(data)
-    seen.add(*(v for m in group.values() for v in (m.name, m.offset, m.length)), text, meta, image_id)
+    seen.add_places(group.values())
+    seen.add(text, meta, image_id)
     return Sample(fields, None if picture is None else Place(path, picture.offset, picture.length), image_id, error)
 
 
@@ -157,10 +168,16 @@ def _fields(text: bytes | None, meta: bytes | None, wanted: Wanted) -> tuple[dic
 
 def _object(meta: bytes | None) -> tuple[dict[str, Any], str | None]:
     try:
-        value = {} if meta is None else json.loads(meta.decode("utf-8", "surrogateescape"))
+        value = {} if meta is None else _decoded(meta.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return {}, "its .json is not JSON"
     return (value, None) if isinstance(value, dict) else ({}, "its .json is not an object")
+
+
+def _decoded(text: str) -> Any:
+    """`json.loads`; for an object without white space around it, in less time."""
+    value, end = _DECODER.raw_decode(text) if text.startswith("{") else (None, -1)
+    return value if end == len(text) else json.loads(text)
 
 
 def _chunks(samples: Iterable[Sample], rows: int) -> Iterator[Chunk]:

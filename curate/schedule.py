@@ -1,9 +1,13 @@
 """Which task may start: (segment, shard) with what each waits for. Lowest shard first, later segments before earlier."""
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+import pyarrow as pa
+
+from curate.ingest import NewShard, Spread, Written
 from curate.measure import Report
 from curate.plan import Segment
 from curate.source import Source
@@ -71,6 +75,30 @@ def drain(pool: Pool, tasks: Tasks) -> Iterator[tuple[Task, Report] | Told]:
             flying[answer[0].kind] -= 1
             tasks.done(answer[0])
         yield answer
+
+
+def spread(pool: Pool) -> Spread:
+    """Have new source shards written by a pool that does nothing else meanwhile; they come back in order."""
+    def written(shards: Iterable[NewShard], _folder: Path, _attempt: str) -> Written:
+        flying = deque[tuple[int, int]]()
+        done = dict[int, pa.Schema]()
+
+        def first() -> tuple[int, pa.Schema]:
+            number, rows = flying.popleft()
+            while number not in done:
+                answer = pool.next()
+                assert not isinstance(answer, Told), "nothing is fetched before the source is read"
+                done[answer[0].shard] = answer[1].schema
+            return rows, done.pop(number)
+
+        for shard in shards:
+            pool.submit(Task("cpu", shard, shard=shard.number))
+            flying.append((shard.number, shard.rows))
+            if len(flying) >= pool.capacity("cpu"):
+                yield first()
+        while flying:
+            yield first()
+    return written
 
 
 def segment_tasks(segments: Sequence[Segment], source: Source, store: Store, shards: Sequence[int], retry: bool,

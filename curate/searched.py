@@ -1,4 +1,4 @@
-"""What was searched for among all rows, and how far to trust it, in words: near-duplicates, pictures of benchmarks."""
+"""What was searched for among all rows, and how far to trust it, in words: near-duplicates, pictures of benchmarks, stand-ins."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,26 @@ from curate.folder import Folder
 
 
 def lines(folder: Folder) -> Iterator[str]:
-    """Sentences about the steps dedupe and decontaminate of a run, in its order."""
-    record = files.read_json(folder.root / "run.json")
+    """Sentences about the steps dedupe and decontaminate of a run, in its order; then what its tars came with."""
+    certified = files.read_json(folder.root / "run.json").get("decontaminated", [])
+    own = set[str]()
     for stage in folder.stages:
         if stage.get("step") == "dedupe":
             yield from _near_duplicates(folder, stage)
         elif stage.get("step") == "decontaminate":
-            yield from _benchmarks(folder, stage, record.get("decontaminated", []))
+            own |= set(stage["settings"]["against"])
+            yield from _benchmarks(folder, stage, certified)
+    for entry in certified:
+        if entry["benchmark"] not in own:
+            yield (f"The manifests of the tars that were read say: free of pictures of the benchmark {entry['benchmark']}, by "
+                   f"`{entry['keep']}`, content digest {entry['digest']}.")
+
+
+def stand_ins(folder: Folder) -> Iterator[str]:
+    """A sentence for each step that had to do without a tagger."""
+    for stage in folder.stages:
+        if stage.get("settings", {}).get("tagger") == "stand_in":
+            yield f"{stage['what']}: lists and patterns stand in for a part-of-speech tagger; `tagger: spacy:MODEL` is one."
 
 
 def _near_duplicates(folder: Folder, stage: Mapping[str, Any]) -> Iterator[str]:

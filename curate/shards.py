@@ -74,13 +74,15 @@ class Block:
         return f"shards {self.tars[0].number} to {self.tars[-1].number}"
 
 
-def packed_columns(columns: Mapping[str, Column]) -> tuple[tuple[str, Column], ...]:
+def packed_columns(columns: Mapping[str, Column], caption: str = "caption") -> tuple[tuple[str, Column], ...]:
     """The columns that go into shards: all but vectors, image references and notes on how a row was read.
 
-    `key` is ours here; what a source calls so is `source_key`, unless it has that from shards that were packed before.
+    `key` is ours here; what a source calls so is `source_key`, unless it has that from shards that were packed before. Where
+    another column than `caption` is the caption of a sample, it takes that name, and the source's text is `source_caption`.
     """
     chosen = {n: c for n, c in columns.items() if c.type != step.image and not _is_vector(c.type) and n != "source_error"}
-    return tuple(("source_key" if n == "key" else n, c) for n, c in chosen.items() if n != "key" or "source_key" not in chosen)
+    ours = {"key": "source_key"} | ({"caption": "source_caption", caption: "caption"} if caption != "caption" else {})
+    return tuple((ours.get(n, n), c) for n, c in chosen.items() if n not in ours or ours[n] not in chosen or ours[n] == "caption")
 
 
 def _is_vector(kind: pa.DataType) -> bool:
@@ -91,7 +93,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 def plan_blocks(store: Store, source: Source, chain: str, columns: Mapping[str, Column], settings: ShardSettings,
                 folder: Path) -> list[Block]:
     """How the alive rows of a chain are laid out: from the kept files' footers alone."""
-    chosen = packed_columns(columns)
+    chosen = packed_columns(columns, settings.caption)
     made_of = [LAYOUT, dict(source.settings), columns["image"].id, {n: c.id for n, c in chosen}]
     a_task = max(1, source.settings["shard_rows"] // settings.rows)   # so that not every small tar reads a large source shard
     blocks: list[Block] = []
@@ -313,30 +315,6 @@ def _verify_files(entry: Mapping[str, Any], found: tuple[Path, Path, Path]) -> I
             yield f"{path}: {path.stat().st_size:,} bytes, the manifest says {entry['bytes']:,}"
         elif files.file_digest(path) != entry[key]:
             yield f"{path}: sha256 differs from the manifest"
-
-
-def write_subset(store: Store, source: Source, chain: str, columns: Mapping[str, Column], folder: Path) -> int:
-    """`shards: none`: the alive rows as one table (subset.parquet) and DataComp's sorted `u8,u8` array of their uids.
-
-    Takes 32 bytes of memory a row, for the array, besides one source shard.
-    """
-    chosen = packed_columns(columns)
-    uids = np.empty(sum(store.kept_footer(chain, shard)[1] for shard in range(source.num_shards)), UID_BYTES)
-    schema = pa.schema([(name, ref.type) for name, ref in chosen])
-    at = 0
-    with files.atomic(folder / "subset.parquet", store.attempt) as file, \
-            pq.ParquetWriter(file, schema, compression="zstd") as out:
-        for number in range(source.num_shards):
-            shard = Shard.at(store, source, number, chain)
-            alive = pa.array(shard.kept.alive)
-            table = pa.table({name: shard.column(ref).take(alive) for name, ref in chosen}, schema=schema)
-            out.write_table(table)
-            uids[at : at + len(table)] = uid_bytes(table["uid"].to_pylist())
-            at += len(table)
-    uids.sort()
-    with files.atomic(folder / "subset.npy", store.attempt) as file:
-        np.save(file, uids.view(">u8").astype("<u8").view(UID_PAIR))
-    return at
 
 
 def uid_bytes(uids: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from curate import files, progress
+from curate import files, progress, recaptioned
 from curate.errors import UserError
 from curate.expectation import drift
 from curate.folder import Folder
@@ -141,6 +141,7 @@ def _said(out: Path, session: Session, outcome: Outcome) -> Iterator[str]:
         yield outcome.unfinished
         return
     yield from funnel_lines(outcome.funnel)
+    yield from recaptioned.lines(Folder.open(out))
     measured = {name: n for name, n in session.measured.items() if n and name != "shards"}
     yield "measured now: " + (", ".join(f"{name} {n:,}" for name, n in measured.items()) or "nothing")
     if outcome.manifest is not None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from curate.errors import UserError, did_you_mean
 
@@ -63,6 +63,16 @@ Operational = "operational"
 Weights = Annotated[str, "weights"]
 """A pretrained tag of open_clip, a local checkpoint or a Hugging Face directory; its identity is the tensors' content."""
 
+
+def _no_loop(value: str) -> str:
+    if value == "loop":
+        raise ValueError("should be a name of Hugging Face's or a folder: what the loop trains is a CLIP")
+    return value
+
+
+BlipWeights = Annotated[str, AfterValidator(_no_loop), "weights", "blip"]
+"""A BLIP by its name on Hugging Face or its folder; its identity is the content of tensors, tokenizer and preprocessing."""
+
 Kind = Literal["step", "whole", "fetch"]
 Adds = Mapping[str, pa.DataType] | Callable[..., Mapping[str, pa.DataType]]
 REQUIRED = inspect.Parameter.empty
@@ -78,7 +88,7 @@ class Setting:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The marks in `Annotated[...]`: "file", "weights", "operational"."""
+        """The marks in `Annotated[...]`: "file", "weights", "blip", "operational"."""
         options = typing.get_args(self.annotation) if _is_union(self.annotation) else (self.annotation,)
         return tuple(t for option in options for t in getattr(option, "__metadata__", ()))
 
@@ -92,7 +102,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Maker:
-    """The step in the pipeline that adds a column: its name, its checked settings, whether they depend on the loop's weights."""
+    """The step in the pipeline that adds a column: its name, its checked settings, whether they depend on the loop's weights.
+
+    Of a column that the source brings, the name is empty.
+    """
 
     step: str
     settings: Mapping[str, Any]
@@ -100,7 +113,7 @@ class Maker:
 
 
 Completes = Callable[[Mapping[str, Any], Mapping[str, Maker]], Mapping[str, Any]]
-"""(settings, parameter → who adds the column it reads, where a step does) → settings; UserError where they do not fit."""
+"""(settings, parameter that is bound → who adds the column it reads) → settings; UserError where they do not fit."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -86,25 +87,27 @@ class Store:
         return self.root / "kept" / chain / f"{shard:05d}.parquet"
 
     def parts(self, column: str, shard: int) -> list[Path]:
-        """A shard's parts of a column folder, oldest first."""
-        return sorted((self.root / "columns" / column).glob(f"{shard:05d}.*.parquet"))
+        """A shard's parts of a column folder, oldest first. They have no gaps, so none has to list a folder of all shards."""
+        return list(takewhile(Path.exists, (self._part(column, shard, number) for number in count())))
 
     def next_part(self, column: str, shard: int) -> Path:
         """Where the next part goes."""
-        present = self.parts(column, shard)
-        number = int(present[-1].name.split(".")[1]) + 1 if present else 0
+        return self._part(column, shard, len(self.parts(column, shard)))
+
+    def _part(self, column: str, shard: int, number: int) -> Path:
         return self.root / "columns" / column / f"{shard:05d}.{number:03d}.parquet"
 
     def write_part(self, column: str, shard: int, table: pa.Table) -> None:
         """Add one part."""
-        files.write_table(self.next_part(column, shard), table, self.attempt)
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        files.write_table(self.next_part(column, shard), table, self.attempt, dictionary=texts)
 
     def read_parts(self, column: str, shard: int, names: list[str] | None = None) -> pa.Table | None:
         """All parts of a shard, oldest first, or None where there is none."""
         present = self.parts(column, shard)
         if not present:
             return None
-        return pa.concat_tables([pq.read_table(p, columns=names, partitioning=None, memory_map=False) for p in present])
+        return pa.concat_tables([_read(p, names) for p in present])
 
     def write_kept(self, chain: str, shard: int, kept: Kept, uids: pa.Array, decided: str = "") -> None:
         """Record a shard's states; the footer carries the digest of the uids alive, for barriers.
@@ -122,7 +125,7 @@ class Store:
 
     def read_kept(self, chain: str, shard: int) -> Kept:
         """A shard's states."""
-        table = pq.read_table(self.kept_path(chain, shard), partitioning=None)
+        table = _read(self.kept_path(chain, shard))
         return Kept(*(table[name].to_numpy().copy() for name in _KEPT.names))
 
     def kept_footer(self, chain: str, shard: int) -> tuple[str, int]:
@@ -198,6 +201,12 @@ class Store:
             raise UserError(f"cannot write in {self.root}: {error.strerror or error}") from None
 
 
+def _read(path: Path, names: list[str] | None = None) -> pa.Table:
+    """A small parquet file; `pq.read_table` would first look at it as if it were a data set."""
+    with pq.ParquetFile(path) as file:
+        return file.read(names)
+
+
 @contextmanager
 def _held(path: Path, how: int) -> Iterator[None]:
     with open(path, "a+") as file:
@@ -227,6 +236,8 @@ def newest(keys: np.ndarray, rows: int) -> np.ndarray:
 
 def take_or_null(values: pa.ChunkedArray, where: np.ndarray) -> pa.Array:
     """`values` at `where`, null at -1."""
+    if len(values) == len(where) and values.num_chunks == 1 and np.array_equal(where, np.arange(len(where))):
+        return values.chunk(0)
     index = pa.array(where, mask=where < 0)
     taken = values.combine_chunks().take(index) if values.num_chunks else pa.nulls(len(where), values.type)
     return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken

@@ -22,6 +22,12 @@ _REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _SPACES = b" " * 8
 """What a header's checksum takes its own field for."""
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]*)=")
+_TIME_ONLY = re.compile(rb"([1-9][0-9]) mtime=[0-9.]+\n")
+"""The one record of the header that Python's tarfile, and so webdataset, writes before every member."""
+_NUMBERS = re.compile(rb"([0-7]{11})[\0 ].{12}([0-7]{6})[\0 ]{2}", re.DOTALL)
+"""Length, time and checksum as nearly everybody writes them."""
+_AHEAD = 16
+"""Blocks that are read at once: headers of a text, and of what stands beside it, lie close together."""
 _NAMING = (b"path", b"linkpath", b"size", b"hdrcharset")
 """What a PAX header may not say: it would name or measure the member anew."""
 _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0]+"
@@ -108,7 +114,8 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     size = file.seek(0, os.SEEK_END)
     at = 0
     names: set[str] = set()
-    while (head := _block(file, at)) != _ZEROS:
+    window = _Window(file)
+    while (head := window.block(at)) != _ZEROS:
         name, length, kind = _parsed(head)
         end = at + BLOCK + length + -length % BLOCK
         if end > size:
@@ -121,7 +128,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
             names.add(name)
             yield Member(name, at + BLOCK, length)
         elif kind in b"xg":
-            _check_extension(file, length)
+            _check_extension(window, at + BLOCK, length)
         elif kind in b"LK":
             raise _outside_header("path")
         elif kind != b"5":
@@ -130,24 +137,44 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     _check_end(file, at)
 
 
-def _block(file: IO[bytes], at: int) -> bytes:
-    file.seek(at)
-    head = file.read(BLOCK)
-    if len(head) < BLOCK:
-        raise BadTar("cut short: no end of archive" if at else "not a tar")
-    return head
+class _Window:
+    """A few blocks of a file, read anew where others are asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._at, self._blocks = file, 0, b""
+
+    def read(self, at: int, length: int) -> bytes:
+        """So many bytes from there, fewer at the end of the file."""
+        begin = at - self._at
+        if begin < 0 or begin + length > len(self._blocks):
+            self._file.seek(at)
+            self._at, self._blocks, begin = at, self._file.read(max(length, _AHEAD * BLOCK)), 0
+        return self._blocks[begin:begin + length]
+
+    def block(self, at: int) -> bytes:
+        """The block that begins there. Raises BadTar where the file ends before it does."""
+        begin = at - self._at
+        head = self._blocks[begin:begin + BLOCK] if begin >= 0 else b""
+        if len(head) == BLOCK:
+            return head
+        head = self.read(at, BLOCK)
+        if len(head) < BLOCK:
+            raise BadTar("cut short: no end of archive" if at else "not a tar")
+        return head
 
 
 def _parsed(head: bytes) -> tuple[str, int, bytes]:
     """(name, length, type) of a header, its checksum proven."""
+    numbers = _NUMBERS.match(head, 124)
+    length, checksum = (int(numbers[1], 8), int(numbers[2], 8)) if numbers else (_octal(head[124:136]), _octal(head[148:156]))
     # Adler's low half is one more than the sum of the bytes, modulo 65521, at a thirtieth of the time of `sum`.
-    if (_octal(head[148:156]) + 1) % 65521 != zlib.adler32(head[:148] + _SPACES + head[156:]) & 0xFFFF:
+    if (checksum + 1) % 65521 != zlib.adler32(head[:148] + _SPACES + head[156:]) & 0xFFFF:
         raise BadTar("broken header, or not a tar")
     name = head[:100].partition(b"\0")[0]
     if head[345] and head[257:263] == b"ustar\0":
         name = head[345:500].partition(b"\0")[0] + b"/" + name
     text, kind = name.decode("utf-8", "surrogateescape"), head[156:157]
-    return text, _octal(head[124:136]), b"5" if kind == b"\0" and text.endswith("/") else kind
+    return text, length, b"5" if kind == b"\0" and text.endswith("/") else kind
 
 
 def _octal(field: bytes) -> int:
@@ -157,11 +184,13 @@ def _octal(field: bytes) -> int:
     return int(digits, 8)
 
 
-def _check_extension(file: IO[bytes], length: int) -> None:
+def _check_extension(window: _Window, start: int, length: int) -> None:
     """Refuse a PAX header that says more than times and owners. Its records are `length key=value\\n`."""
     if length > MAX_EXTENSION:
         raise BadTar("an extension header is too large")
-    data, at = file.read(length), 0
+    data, at = window.read(start, length), 0
+    if (time := _TIME_ONLY.fullmatch(data)) and int(time[1]) == length:
+        return
     while at < length:
         record = _RECORD.match(data, at)
         end = at + int(record[1]) if record else 0

@@ -5,15 +5,12 @@ checkpoints; the next one goes on from them.
 """
 
 import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from curate import files
-from curate.certificate import lacking
+from curate import files, tombstones
 from curate.errors import RunStopped, UserError
 from curate.store import Store
 from curate.work import failure
@@ -44,8 +41,13 @@ class Trainer:
         self.untrained = f"random:{config.seed}" if config.init is None else config.init
 
     def train(self, pairs: Path, chain: str) -> str:
-        """The weights (a path below the run's folder) after training on a table of pairs."""
+        """The weights (a path below the run's folder) after training on a table of pairs. A model that is there stays, also when
+        rows were taken down since: another table would be another training's."""
+        from train.models.weights import CARD
+
         name = f"models/{files.digest([self.config_digest, chain])}"
+        if tombstones.path_of(self._store.root).exists() and (self._store.root / name / "model" / CARD).exists():
+            return f"{name}/model"
         settings = {**self._settings, "data": {"table": str(pairs), "root": str(self._store.root)}}
         return f"{name}/{_apart(_train, settings, self._store.root / name)}"
 
@@ -81,7 +83,7 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do something in a fresh process: no thread, no memory and no library state of this one; it ends when this call does."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)
+    process = context.Process(target=_answer, args=(theirs, work, arguments))
     process.start()
     theirs.close()
     try:
@@ -98,24 +100,14 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _answer(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """The life of that process: one piece of work, one answer."""
-    _end_with_parent()
+    """The life of that process: one piece of work, one answer. A training must not outlive a driver that was killed."""
+    from train.launch import end_with_parent
+
+    end_with_parent()
     try:
         pipe.send((True, work(*arguments)))
     except BaseException as error:  # noqa: BLE001  it is raised again in the driver
         pipe.send((False, failure(error)))
-
-
-def _end_with_parent() -> None:
-    """A training must not outlive a driver that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _recall(model: str, weights: str, pairs: Path, root: Path) -> dict[str, float]:
@@ -144,30 +136,3 @@ def _train(settings: Mapping[str, Any], out: Path) -> str:
     except TrainError as error:
         raise RunStopped(str(error)) from None
     return str(Path(result.checkpoint).relative_to(out))
-
-
-def unchecked(checkpoint: str, images: Path | None, retrieval: str | None) -> Iterator[str]:
-    """A line for each of these benchmarks that the checkpoint's training data is not known to be free of."""
-    from train.models.weights import CARD
-
-    card = files.read_json(Path(checkpoint) / CARD, {})
-    places = [str(place) for place in (images, retrieval) if place is not None]
-    yield from lacking(card.get("data", {}).get("decontaminated"), places)
-
-
-def evaluate_checkpoint(checkpoint: str, model: str | None, images: Path | None, classes: Path | None,
-                        retrieval: str | None) -> dict[str, float]:
-    """Zero-shot accuracy over `images`, recall over the shards `retrieval`. Raises UserError, or TrainError of `train`."""
-    from train.config import from_mapping
-    from train.evaluate import evaluate
-    from train.models.weights import CARD, load
-
-    card = files.read_json(Path(checkpoint) / CARD, {})
-    name = model or card.get("model")
-    if name is None:
-        raise UserError(f"{checkpoint} does not say which model it is; name it with --model")
-    if images is None and retrieval is None:
-        raise UserError("say what to evaluate on: --images DIR, --retrieval TARS, or both")
-    wanted = {"images": images and str(images), "classes": classes and str(classes), "retrieval": retrieval}
-    settings = {"data": "none", "samples_seen": 1, "eval": {k: v for k, v in wanted.items() if v}}
-    return evaluate(load(name, checkpoint), from_mapping(settings).eval)

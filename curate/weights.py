@@ -29,11 +29,21 @@ class WeightsIds:
         model, pretrained = str(settings.get("model", "")), str(settings[name])
         key = f"{model} {pretrained} {_stamp(pretrained)}"
         if key not in self._known:
-            from train.models.weights import weights_digest
-
-            self._known[key] = weights_digest(model, pretrained)
+            self._known[key] = _blip(pretrained) if "blip" in spec.settings[name].tags else _clip(model, pretrained)
             files.write_json(self._path, self._known, self._store.attempt)
         return [self._known[key], "cuda" if torch.cuda.is_available() else "cpu"]
+
+
+def _clip(model: str, pretrained: str) -> str:
+    from train.models.weights import weights_digest
+
+    return weights_digest(model, pretrained)
+
+
+def _blip(name: str) -> str:
+    from train.models.blip_folder import digest
+
+    return digest(name)
 
 
 def _stamp(pretrained: str) -> str:

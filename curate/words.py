@@ -1,7 +1,9 @@
 """Captions as words, and lists of words that a user hands in."""
 
 import json
+import re
 import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.characters import word_starts
 from curate.errors import UserError
+
+ENDINGS = ((r"(?<![ea])ies$", "y"), (r"(?<![aeo])es$", "e"), (r"(?<![us])s$", ""))
+"""Harman 1991 (How effective is suffixing?), the S-stemmer: the first that fits."""
 
 
 class Words(NamedTuple):
@@ -25,12 +31,13 @@ class Words(NamedTuple):
 def words_of(texts: pa.Array, *, lower: bool = True) -> Words:
     """What Unicode whitespace separates, in lower case, ASCII punctuation stripped from both ends; empty ones are left out.
 
-    Every distinct piece is folded once, so a text costs little more than its split.
+    Pieces are cut without a copy, each with the white space behind it, and every distinct one is folded once.
     """
-    pieces = pc.utf8_split_whitespace(texts)
-    row = np.repeat(np.arange(len(texts)), pc.list_value_length(pieces).to_numpy(zero_copy_only=False))
-    raw = pc.list_flatten(pieces).dictionary_encode()
-    encoded = (folded(raw.dictionary) if lower else pc.utf8_trim(raw.dictionary, string.punctuation)).dictionary_encode()
+    starts, counts = word_starts(texts)
+    row = np.repeat(np.arange(len(texts)), counts)
+    raw = _cut(texts, starts).dictionary_encode()
+    pieces = pc.utf8_trim_whitespace(raw.dictionary)
+    encoded = (folded(pieces) if lower else pc.utf8_trim(pieces, string.punctuation)).dictionary_encode()
     kind = encoded.indices.to_numpy().astype(np.int64)[raw.indices.to_numpy()]
     nothing = pc.index(encoded.dictionary, "").as_py()
     if nothing >= 0:
@@ -39,9 +46,38 @@ def words_of(texts: pa.Array, *, lower: bool = True) -> Words:
     return Words(row, kind, encoded.dictionary)
 
 
+def _cut(texts: pa.Array, starts: NDArray[np.int64]) -> pa.Array:
+    """The bytes of texts, from each start to the next, as texts."""
+    if not len(starts):
+        return pa.array([], pa.string())
+    _, ends, data = texts.buffers()
+    first, last = np.frombuffer(ends, np.int32)[[texts.offset, texts.offset + len(texts)]]
+    offsets = np.append(starts + first, last).astype(np.int32)
+    return pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), data)
+
+
 def folded(words: pa.Array) -> pa.Array:
     """Words as `words_of` gives them: lower case, without the ASCII punctuation around them."""
     return pc.utf8_trim(pc.utf8_lower(words), characters=string.punctuation)
+
+
+def stem(word: str) -> str:
+    """A word in lower case without its plural s."""
+    for ending, instead in ENDINGS:
+        if len(word) > 3 and re.search(ending, word):
+            return re.sub(ending, instead, word)
+    return word
+
+
+def counted(lists: Iterable[pa.ListArray]) -> pa.Table:
+    """entry, num: in how many of many lists each entry stands, where none stands in one twice."""
+    table = pa.table({"entry": pa.array([], pa.string()), "num": pa.array([], pa.int64())})
+    for some in lists:
+        found = pc.value_counts(pc.list_flatten(some))
+        shard = pa.table({"entry": found.field("values"), "num": found.field("counts")})
+        both = pa.concat_tables([table, shard]).group_by("entry", use_threads=False).aggregate([("num", "sum")])
+        table = both.rename_columns(["entry", "num"])
+    return table.combine_chunks()
 
 
 def read_list(step: str, path: Path) -> list[tuple[str, str]]:

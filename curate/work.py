@@ -1,6 +1,6 @@
 """What executors carry: a task goes in, a report comes out, the same on every executor.
 
-    answer(worker, task)            a segment of one shard, a barrier, or a block of finished shards
+    answer(worker, task)            a shard of the source, a segment of one shard, a barrier, or a block of finished shards
     await fetcher.answer(task)      the network's kind: several at once in one event loop
 """
 
@@ -21,6 +21,7 @@ from curate.beside import with_rows
 from curate.collect import collect, crowd_of, discard_parts
 from curate.errors import CurateError
 from curate.heal import may_come
+from curate.ingest import NewShard, write_shard
 from curate.measure import Report, Shard, Worker
 from curate.plan import BoundStep, BoundTop, Segment
 from curate.shards import Block, pack_block
@@ -46,7 +47,7 @@ class Task:
     """One piece of work; tasks with different keys never write the same file."""
 
     kind: Kind
-    what: Segment | BoundStep | BoundTop | Block
+    what: NewShard | Segment | BoundStep | BoundTop | Block
     shard: int = 0
     segment: int = 0
     chain: str = ""
@@ -57,7 +58,7 @@ class Task:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"shard {self.shard}" if isinstance(self.what, Segment) else getattr(self.what, "label", "block")
+        return f"shard {self.shard}" if isinstance(self.what, NewShard | Segment) else getattr(self.what, "label", "block")
 
 
 @dataclass
@@ -107,6 +108,8 @@ def failure(error: BaseException) -> BaseException:
 
 def execute(worker: Worker, task: Task) -> Report:
     """Do a task in this process."""
+    if isinstance(task.what, NewShard):
+        return Report((task.shard,), schema=write_shard(task.what, worker.store.source, worker.store.attempt))
     if isinstance(task.what, Segment):
         return worker.run_segment(task.what, task.shard, task.retry)
     if isinstance(task.what, Block):

@@ -13,8 +13,8 @@ from curate.heads.layers import Linear
 from tests.heads import write_head
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
-RECIPES = ("align", "cc3m", "cc12m", "laion400m", "laion2b_en", "coyo", "datacomp_basic", "datacomp_clip", "datacomp_image_based",
-           "datacomp_1b", "metaclip")
+RECIPES = ("align", "cc3m", "cc12m", "laion400m", "laion2b_en", "coyo", "datacomp_basic", "datacomp_clip", "datacomp_text_based",
+           "datacomp_image_based", "datacomp_1b", "metaclip", "blip_capfilt")
 BENCHMARKS = ("imagenet", "imagenet21k", "flickr30k", "coco", "cc3m", "cc12m")
 LABELS = ("circle", "square", "triangle", "star", "ring", "heart", "hexagon", "diamond", "cross", "moon", "hoop", "red", "blue")
 
@@ -28,7 +28,8 @@ def write_inputs(folder: Path, words: Sequence[str] = ("dog",), *, dim: int = 76
                  pretrained: str = "openai") -> None:
     """All files beside the rows that any recipe names; the heads are for that model and find everything harmless."""
     lists = {"wikipedia_counts.tsv": [f"{word}\t100" for word in words], "vader_lexicon.txt": ["good\t1.9\t0.9", "awful\t-3.9"],
-             "profanity.txt": ["badword"], "domains.txt": ["blocked.example"], "labels.txt": LABELS,
+             "profanity.txt": ["badword"], "imagenet21k_words.txt": LABELS, "domains.txt": ["blocked.example"],
+             "labels.txt": LABELS,
              "persons.tsv": ["Ann Lee\t<PERSON>"], "hypernyms.tsv": ["Ann Lee\tactor"], "metadata.json": [json.dumps(LABELS)]}
     (folder / "lists").mkdir()
     for name, lines in lists.items():

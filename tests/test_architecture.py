@@ -17,17 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
     __main__
     cli
-    head_cli
+    head_cli model_cli
     planning links takedown
     start
     loop
     judge
     deciding gc scorers
     cluster reshard cards pages retrieval fit
-    local report progress searched
-    training pairs
+    local report progress searched recaptioned
+    training pairs evaluation
     run
-    folder
+    folder subset
     schedule
     work
     barrier shards pace heal verdict beside needs
@@ -37,7 +37,8 @@ LAYERS = """
     pipeline
     loop_settings expectation
     stages
-    keep source weights
+    ingest
+    cut keep source weights
     samples readers rows
     steps
     collect alike benchmark
@@ -47,12 +48,12 @@ LAYERS = """
     step store index fetch vectors tombstones
     gate places block_list
     decode convert
-    opt_out opt_out_list tdmrep breaker
-    mend
-    tar images addresses robots columns words spacy_models locations owners document sketch fingerprint turns
+    opt_out opt_out_list tdmrep breaker resolver
+    mend tagger
+    tar images addresses robots columns words spacy_models locations owners document sketch fingerprint turns choosing
     remote
-    files blur decoder lossless
-    errors units
+    files blur decoder lossless shrink characters
+    errors units lean
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""
 
@@ -60,9 +61,10 @@ SIDEWAYS: dict[tuple[str, str], str] = {
 }
 """(importer, imported) on the same line, with the reason."""
 
-STEPS_MAY_IMPORT = {"step", "heads", "columns", "words", "mend", "spacy_models", "images", "blur", "convert", "decode",
-                    "engine_img2dataset", "fetch", "opt_out", "opt_out_list", "block_list", "index", "vectors", "alike",
-                    "fingerprint", "benchmark", "errors"}
+STEPS_MAY_IMPORT = {"step", "heads", "columns", "characters", "words", "mend", "tagger", "spacy_models", "images", "blur",
+                    "convert",
+                    "decode", "engine_img2dataset", "fetch", "opt_out", "opt_out_list", "block_list", "index", "vectors", "alike",
+                    "fingerprint", "benchmark", "choosing", "errors"}
 """What a step may know of `curate`; `train.models` besides, but only inside a function."""
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

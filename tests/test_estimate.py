@@ -19,16 +19,17 @@ import pytest
 
 from curate.cli import main
 from curate.errors import UserError
+from curate.locations import parse_source
 from curate.planning import sample
-from curate.planning.estimate import estimate, interval
+from curate.planning.estimate import estimate, interval, weights_copies
 from curate.planning.estimated import Estimate, lines
 from curate.planning.sample import draw
 from curate.run import Outcome
-from curate.source import parse_source
 from tests.running import environment, run_here, tree, wait_for, write_pipeline, write_pool
 from tests.site.make import make
 from tests.site.server import Site, serve
 from tests.sources import PNG, write_tar
+from train.config import from_mapping
 
 ROWS, SAMPLE = 1100, 400
 STEPS = """\
@@ -332,3 +333,10 @@ def test_a_loop_is_one_round_times_the_rounds(tmp_path: Path) -> None:
     assert pace is not None and found.training_seconds == pytest.approx(2 * 1000 * 3 * pace)
     assert found.stages[-1].sampled == kept.sampled // 2
     assert not (tmp_path / "out").exists() and not list(Path(tempfile.gettempdir()).glob("curate-plan-*"))
+
+
+@pytest.mark.parametrize(("more", "copies"), [({}, 4), ({"ema": 0.99}, 5), ({"keep": 3, "ema": 0.99}, 13),
+                                              ({"eval": {"retrieval": "x.tar", "keep_best": "recall_at_1"}}, 5)])
+def test_copies_of_the_weights_on_disk(more: dict[str, Any], copies: int) -> None:
+    """The model; in a checkpoint weights, two moments and a moving average; the best weights."""
+    assert weights_copies(from_mapping({"data": "x", "samples_seen": 1, **more})) == copies

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from curate.errors import UserError
-from curate.source import ingest, parse_source
+from curate.ingest import ingest
+from curate.locations import parse_source
 from tests.sources import ROWS, memory_store, rows_of, take, write_pairs
 
 

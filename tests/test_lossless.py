@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curate.images import BadImage, Fit, keep
-from curate.lossless import stripped
+from curate.lossless import ROWS, first_rows, needed, stripped
 
 PHOTOS = Path(__file__).parents[1].parent / "shared" / "data" / "photos"
 
@@ -88,6 +89,43 @@ def test_a_broken_picture_is_not_kept() -> None:
     with pytest.raises(BadImage) as error:
         keep(whole[:len(whole) // 2], Fit())
     assert error.value.status == "decode_error"
+
+
+def test_of_one_plain_scan_the_first_rows_are_a_picture() -> None:
+    whole = jpeg(size=(300, 200))
+    rows = first_rows(needed(whole) or [])
+    assert rows is not None and len(rows) < len(whole) / 4
+    with Image.open(io.BytesIO(rows)) as image:
+        assert image.size == (300, ROWS)
+        image.load()
+    assert first_rows(needed(jpeg(progressive=True)) or []) is None
+    assert first_rows(needed(jpeg(size=(20, 5))) or []) is not None
+
+
+def refused(data: bytes) -> bool:
+    """Whether Pillow does not decode it to its end."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, IndexError, struct.error):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 2}, {"progressive": True}], ids=str)
+def test_whatever_pillow_refuses_is_found(options: dict[str, object]) -> None:
+    whole, rng, num_refused = jpeg(size=(90, 70), **options), random.Random(0), 0
+    for _ in range(600):
+        data = bytearray(whole)
+        at = rng.randrange(2, 700 if rng.random() < 0.7 else len(data))
+        data[at:at + rng.choice([0, 1, 1, 300, len(data)])] = rng.choice([b"", b"\xff\xd9", rng.randbytes(rng.randrange(1, 30))])
+        if refused(bytes(data)):
+            num_refused += 1
+            try:
+                assert keep(bytes(data), Fit()) is None, "not kept, but decoded and refused"
+            except BadImage as error:
+                assert error.status in ("decode_error", "wrong_type", "too_many_pixels")
+    assert num_refused > 100
 
 
 def test_real_photos() -> None:

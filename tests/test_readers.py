@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate import readers
+from curate.cut import peek
 from curate.errors import UserError
-from curate.source import ingest, parse_source, peek
+from curate.ingest import ingest
+from curate.locations import parse_source
 from tests.sources import ROWS, TABLES, expected_uids, pid, rows_of, settings_of, take, uid, urls, write_pairs
 
 

@@ -25,7 +25,7 @@ from tests.recipes import RECIPES, file_of, write_inputs, write_rows
 
 LETTERS = {KEPT: "k", DROPPED: "d", UNKNOWN: "?"}
 ORIGIN = {"align": "ALIGN", "cc3m": "CC3M", "cc12m": "CC12M", "laion400m": "LAION-400M", "laion2b_en": "LAION-5B", "coyo": "COYO",
-          "metaclip": "MetaCLIP"}
+          "metaclip": "MetaCLIP", "blip_capfilt": "BLIP"}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_recipe_opens_with_its_command_its_time_and_its_result(name: str) -> N
     assert re.search(r"[Aa]\s+million\s+rows", head.replace("\n#", "")) and "Out come" in head.replace("\n# ", " ")
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"datacomp_clip", "datacomp_1b", "metaclip"}))
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"datacomp_clip", "datacomp_1b", "metaclip", "blip_capfilt"}))
 def test_texts_are_decided_before_they_are_fetched(name: str, pipelines: dict[str, Pipeline]) -> None:
     stages = pipelines[name].stages
     download = next(i for i, s in enumerate(stages) if isinstance(s, StepUse) and s.spec.name == "download")
@@ -118,6 +118,7 @@ LISTS = [("align", "benchmarks/coco", "decontaminate.against"), ("cc3m", "lists/
          ("laion2b_en", "heads/nsfw_l14", "nsfw.file"), ("coyo", "lists/profanity.txt", "blocklist.words"),
          ("datacomp_image_based", "clusters/centroids.npy", "nearest_centroid.centroids"),
          ("datacomp_1b", "clusters/in1k.npy", "nearest_centroid.wanted"),
+         ("datacomp_text_based", "lists/imagenet21k_words.txt", "word_list.words"),
          ("metaclip", "lists/metadata.json", "concept_match.entries")]
 
 
@@ -295,6 +296,23 @@ def test_coyo_compares_phashes_for_equality(pipelines: dict[str, Pipeline]) -> N
     assert verdicts(pipelines["coyo"], is_same_pair=[False, True]) == "kd"
 
 
+def test_blip_judges_both_texts_at_one_half_and_a_picture_without_a_text_goes(pipelines: dict[str, Pipeline]) -> None:
+    pipeline = pipelines["blip_capfilt"]
+    assert verdicts(pipeline, num_captions=[0, 1, 2]) == "dkk"
+    assert sizes(pipeline, (256, 300), (257, 300), (300, 256)) == "dkd"
+    captioner, chooser = (settings_of(pipeline, name) for name in ("blip_caption", "choose_caption"))
+    assert (captioner["top_p"], captioner["candidates"], captioner["prompt"]) == (0.9, 1, "a picture of ")
+    assert (chooser["rule"], chooser["itm"]) == ("capfilt", 0.5)
+    assert settings_of(pipeline, "blip_match")["first_token"] == "enc"
+
+
+def test_blip_captions_come_before_any_keep_by_clip(pipelines: dict[str, Pipeline]) -> None:
+    stages = pipelines["blip_capfilt"].stages
+    at = next(i for i, s in enumerate(stages) if isinstance(s, StepUse) and s.spec.name == "blip_caption")
+    columns = {c for s in stages[:at] if isinstance(s, KeepUse) for c in s.keep.columns}
+    assert columns == {"status", "original_width_px", "original_height_px"}
+
+
 @pytest.mark.parametrize("name", ["datacomp_clip", "datacomp_1b"])
 def test_datacomp_s_share_is_of_the_whole_pool(name: str, pipelines: dict[str, Pipeline]) -> None:
     """0.3 by L/14, and nothing but the lack of a picture decides before it."""
@@ -320,7 +338,7 @@ def test_metaclip_balances_last_at_20000(pipelines: dict[str, Pipeline]) -> None
     assert verdicts(pipelines["metaclip"], num_concepts=[0, 1]) == "dk"
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "datacomp_clip" and name != "align"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("datacomp_clip", "align", "blip_capfilt")])
 def test_english_is_english_and_no_language_is_unknown(name: str, pipelines: dict[str, Pipeline]) -> None:
     assert verdicts(pipelines[name], lang=["en", "de", None, "EN"]) == "kd?d"
 
@@ -346,6 +364,7 @@ def test_ours_nsfw_by_the_prompts_below_one_half(name: str, pipelines: dict[str,
 def test_every_number_of_cc3m_that_is_ours_is_marked(here: Path) -> None:
     """A keep with a number either stands in the paper, or its line says `ours` or names the paper that has it."""
     published = {"original_width_px > 400 and original_height_px > 400", "num_unlisted_words = 0", "num_label_matches >= 1",
+                     "num_rare_entities = 0",
                  "greatest(original_width_px, original_height_px) <= 2 * least(original_width_px, original_height_px)"}
     for entry, line in zip(yaml.safe_load(file_of("cc3m").read_text())["steps"], entries("cc3m"), strict=True):
         name, text = entry_of(entry, "")

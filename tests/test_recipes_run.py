@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.blips import write_blip
 from tests.recipes import RECIPES, file_of, write_inputs, write_rows
 from tests.running import run_here
 from tests.site.faults import FAULTS
@@ -24,8 +25,9 @@ DROPS = {
     "coyo": ("num_words between 3 and 256", "lang = 'en'", "status = 'ok'", "not contaminated"),
     "datacomp_basic": ("lang = 'en'", "num_words > 2", "status = 'ok'"), "datacomp_clip": ("status = 'ok'",),
     "datacomp_image_based": ("lang = 'en'", "num_words > 1", "status = 'ok'"),
-    "datacomp_1b": ("status = 'ok'",),
+    "datacomp_1b": ("status = 'ok'",), "datacomp_text_based": ("lang = 'en'", "num_list_words >= 1", "status = 'ok'"),
     "metaclip": ("num_concepts >= 1", "status = 'ok'", "not is_same_image"),
+    "blip_capfilt": ("status = 'ok'", "num_captions >= 1"),
 }
 """Reasons for which rows of the web must leave, by recipe."""
 
@@ -44,6 +46,8 @@ def write_web(folder: Path) -> None:
     truth = pq.read_table(folder / "site/truth.parquet").to_pylist()
     words = {word.strip(".,") for row in truth for word in row["caption"].lower().split()}
     write_inputs(folder, sorted(words - {"picture"}), dim=128, model=STAND_IN[0], pretrained=STAND_IN[1])
+    write_blip(folder / "captioner", 0)
+    write_blip(folder / "filter", 1)
     shown = next(row["url"].rpartition("/")[2] for row in truth if row["kind"] == "clean")
     shutil.copy(folder / "site/site" / shown, folder / "benchmarks/coco")
 
@@ -66,10 +70,11 @@ def test_every_recipe_runs_with_stand_ins(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def stand_ins(name: str) -> list[str]:
-    """What is set for a test: a small model and a head for the published ones, addresses of this machine, a t for few rows."""
+    """What is set for a test: a small model and a head for the published ones, addresses of this machine, counts for few rows."""
     text, (model, pretrained) = file_of(name).read_text(), STAND_IN
     prefixes = re.findall(r"clip_embed: {as: (\w+)", text)
     models = [said for prefix in prefixes for said in (f"{prefix}.model={model}", f"{prefix}.pretrained={pretrained}")]
     head = ["nsfw.file=heads/nsfw_l14"] if "- nsfw: {of: ref}" in text else []
-    balance = ["balance.t=5"] if name == "metaclip" else []
-    return [*models, *head, *balance, "download.allow_private=[127.0.0.0/8]"]
+    balance = {"metaclip": ["balance.t=5"], "cc3m": ["entity_count.min_count=2"]}.get(name, [])
+    blip = ["blip_caption.model=captioner", "blip_match.model=filter"] if name == "blip_capfilt" else []
+    return [*models, *head, *balance, *blip, "download.allow_private=[127.0.0.0/8]"]

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from curate.cut import peek
 from curate.errors import UserError
-from curate.source import Source, peek
+from curate.samples import Seen
+from curate.source import Source
 from curate.step import image
+from curate.tar import Member
 from tests.sources import PNG, memory_store, pid, rows_of, settings_of, stored, take, uid, write_tar
 
 
@@ -197,3 +200,23 @@ def test_a_table_of_pictures_that_lie_elsewhere(tmp_path: Path, monkeypatch: pyt
     assert [(r["image"]["file"], r["caption"]) for r in rows_of(source)] == [(str(tmp_path / "jpg/0.jpg"), "zero")]
     with pytest.raises(UserError, match="^no folder 'jgp'$"):
         take("captions.tsv", tmp_path / "other", kind="images", root="jgp")
+
+
+@pytest.mark.parametrize(("meta", "caption", "error"), [
+    (b' {"caption": "a"}', "a", None), (b'{"caption": "a"}\n', "a", None),
+    (b'{"caption": "a"} {}', None, "its .json is not JSON"),
+    (b'{"caption": "a"', None, "its .json is not JSON"), (b'[{}]', None, "its .json is not an object"),
+    (b'\xef\xbb\xbf{"caption": "a"}', None, "its .json is not JSON"), (b"", None, "its .json is not JSON")])
+def test_what_of_json_is_read(tmp_path: Path, meta: bytes, caption: str | None, error: str | None) -> None:
+    source = take(write_tar(tmp_path / "a.tar", [("0.png", PNG), ("0.json", meta)]), tmp_path, kind="shards")
+    said = error or ("no caption" if caption is None else None)
+    assert rows_of(source, "caption", "source_error") == [(caption, said)]
+
+
+@pytest.mark.parametrize("name", ["0.png", "\u00e9.png"])
+def test_what_a_tar_was_read_as_is_one_hash_however_it_is_fed(name: str) -> None:
+    plain, quick = Seen(), Seen()
+    plain.add(name, 512, 8, "b", 2048, 100, b"text", None)
+    quick.add_places([Member(name, 512, 8), Member("b", 2048, 100)])
+    quick.add(b"text", None)
+    assert quick.hexdigest() == plain.hexdigest()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate import files, owners, readers
+from curate.columns import Chunk
+from curate.cut import peek
 from curate.errors import UserError
-from curate.source import Source, ingest, parse_source, peek
+from curate.ingest import ingest
+from curate.locations import parse_source
+from curate.measure import Report, Worker
+from curate.schedule import spread
+from curate.source import Source
+from curate.work import Kind, Task, execute
 from tests.sources import ROWS, TABLES, expected_uids, pid, rows_of, settings_of, take, uid, urls, write_pairs
 
 
@@ -221,7 +229,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from curate import files
-from curate.source import ingest, parse_source
+from curate.ingest import ingest
+from curate.locations import parse_source
 
 replace, left = os.replace, int(sys.argv[1])
 def until(source, target):
@@ -256,6 +265,45 @@ def test_a_source_goes_to_workers_by_pickle(pool: Path) -> None:
     assert pickle.loads(pickle.dumps(source)).table(4).equals(source.table(4))
 
 
+def test_a_piece_of_a_file_goes_to_workers_without_the_rest_of_it() -> None:
+    whole = Chunk({"a": pa.array(["x" * 1000] * 1000), "b": pa.array([None] * 1000)}, 1000)
+    few = Chunk({name: column[7:9] for name, column in whole.fields.items()}, 2, {1: "odd"})
+    assert len(pickle.dumps(few)) < 4000
+    assert pickle.loads(pickle.dumps(few)) == few
+    assert pickle.loads(pickle.dumps(Chunk({}, 3))) == Chunk({}, 3)
+
+
+class Backwards:
+    """A pool that answers first what it was given last; tasks go to its worker by pickle."""
+
+    def __init__(self, root: Path) -> None:
+        self._worker, self._tasks = Worker(root, "a"), list[Task]()
+
+    def capacity(self, kind: Kind) -> int:
+        return 3
+
+    def submit(self, task: Task) -> None:
+        self._tasks.append(pickle.loads(pickle.dumps(task)))
+
+    def next(self) -> tuple[Task, Report]:
+        task = self._tasks.pop()
+        return task, execute(self._worker, task)
+
+    def close(self) -> None:
+        assert not self._tasks
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_shards_written_by_workers_are_those_of_one_process(pool: Path, limit: int | None) -> None:
+    ingest(settings_of("*.parquet", shard_rows=2), pool / "one/source", "a", limit)
+    workers, told = Backwards(pool / "two"), list[int]()
+    many = ingest(settings_of("*.parquet", shard_rows=2), pool / "two/source", "a", limit, told.append, spread(workers))
+    workers.close()
+    assert tree(pool / "two/source") == tree(pool / "one/source")
+    assert many.digest == Source.open(pool / "one/source").digest
+    assert told == [n for n in (2, 4, 5, 5, 7, 9) if limit is None or n <= limit]
+
+
 def test_no_source_yet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^'.*' holds no source; `curate run` makes it$"):
         Source.open(tmp_path / "source")
@@ -277,6 +325,20 @@ def test_repeated_rows_and_shared_pictures(tmp_path: Path) -> None:
     assert [source.owners(n) for n in range(5)] == [{}, {two: 0}, {three: 1, one: 0}, {}, {two: 0}]
     assert [source.borrowers(n) for n in range(5)] == [{1: [two], 2: [one], 4: [two]}, {2: [three]}, {}, {}, {}]
     assert [source.depends(n) for n in range(5)] == [set(), {0}, {0, 1}, set(), {0}]
+
+
+def test_the_joins_take_more_memory_where_little_does_not_do(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, tried = owners._joined, list[str]()
+
+    def short_of_memory(folder: Path, shards: int, attempt: str, memory: str) -> int:
+        tried.append(memory)
+        if memory == "256MB":
+            raise duckdb.OutOfMemoryException("failed to allocate")
+        return given(folder, shards, attempt, memory)
+
+    monkeypatch.setattr(owners, "_joined", short_of_memory)
+    assert take("*.parquet", pool, shard_rows=2).num_repeated == 1
+    assert tried == ["256MB", "1GB"]
 
 
 def test_a_folder_whose_name_is_a_pattern(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def made(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = here / "run"
     folder = Folder.open(root)
     write_pairs(Store(root, "test"), folder.source, folder.columns, folder.chain, root / "models" / "pairs-abc.parquet", kept)
-    (root / "models" / "m1" / "model").mkdir(parents=True)
+    for name in ("m1/model/open_clip_config.json", "m1/checkpoints/8/train.json", "m2/checkpoints/8/train.json"):
+        files.write_json(root / "models" / name, {}, "test")
     funnel = json.loads((root / "funnel.json").read_text())
     files.write_json(root / "rounds.json", [{
         "round": 1, "weights": "models/m1/model", "weights_digest": "d", "trained_on": "abc", "figures": {"recall_at_10": 0.5},
@@ -210,9 +211,10 @@ def test_the_drill(here: Path, web: Web) -> None:
     changed = {name for name, digest in tree(root, "shards").items() if before[name] != digest} - {"shards/manifest.json"}
     assert changed == {f"shards/0000{block}{end}" for end in (".tar", ".parquet", "_stats.json")}, "only the block that held it"
     record = json.loads((root / "takedowns.jsonl").read_text())
-    assert (record["rows"], record["pictures"], record["kept_rows"], record["models"]) == (5, 3, 1, ["models/m1"])
+    assert (record["rows"], record["pictures"], record["kept_rows"], record["models"]) == (5, 3, 1, ["models/m1", "models/m2"])
+    assert [path.parent.name for path in (root / "models").glob("*/checkpoints")] == ["m1"], "what is not finished begins anew"
     assert not {"caption", "url", "uid"} & record.keys()
-    assert any("models/m1; a model does not forget" in line for line in said)
+    assert any("models/m1, models/m2; a model does not forget" in line for line in said)
     assert_not_found(root, seen, others)
 
     after, asked = tree(root, *WHOLE), list(web.asked)
@@ -305,10 +307,16 @@ def test_killed_at_any_write_the_same_command_ends_the_same(here: Path, tmp_path
     if writes > 1:
         with pytest.raises(UserError, match="a takedown of .* did not come to its end; `curate takedown .*` goes on with it"):
             tombstones.refuse_unfinished(root)
+        assert not names_a_row((root / tombstones.PENDING).read_text(), wanted)
     taken(root, uids=[uid])
     assert left(root, wanted) == []
     assert tree(root, *WHOLE) == tree(whole, *WHOLE)
     assert len((root / "takedowns.jsonl").read_text().splitlines()) == 1
+
+
+def names_a_row(text: str, wanted: dict[str, list[bytes]]) -> bool:
+    """Whether a text holds caption, url or uid of a row that goes."""
+    return any(needle.decode() in text for parts in wanted.values() for needle in parts[:3])
 
 
 @contextmanager
@@ -387,6 +395,8 @@ def test_tars_of_anybody_lose_the_sample_and_nothing_else(tmp_path: Path, killed
     before = (folder / "00000.tar").read_bytes()
     with full_disk_at(killed_at):
         taken(folder, file=tmp_path / "list.txt", dry_run=not killed_at)
+    if (folder / tombstones.PENDING).exists():
+        assert "00001" not in (folder / tombstones.PENDING).read_text().replace("00001.tar", ""), "hashes of keys, no keys"
     said = taken(folder, file=tmp_path / "list.txt")
     assert killed_at > 1 or said[0] == "2 samples in 2 of 2 tars"
     for tar, keys in enumerate((["00000", "00002"], ["10001"])):

@@ -50,8 +50,9 @@ def _list_models() -> int:
     import open_clip
 
     import train.models.weights  # noqa: F401  adds ours
+    from train.models.blip_weights import names
 
-    print("\n".join(open_clip.list_models()))
+    print("\n".join([*open_clip.list_models(), *names()]))
     return 0
 
 

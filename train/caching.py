@@ -25,6 +25,8 @@ class Embedded(NamedTuple):
     """of models that have one"""
     own_P: Tensor | None = None
     """losses that ask each pair by itself, each the mean over these pairs, times its weight"""
+    steady: tuple[Tensor, ...] = ()
+    """what else the loss needs of each pair, N rows each, and no gradient flows into"""
 
 
 def cached_backward(model: nn.Module, embed: Callable[[slice], Embedded], chunks: Sequence[slice],
@@ -65,8 +67,9 @@ def _joined(parts: Sequence[Embedded]) -> Embedded:
     """The chunks' embeddings as one, all leaves that want gradients."""
     scale, bias = parts[0].scale, parts[0].bias
     rows = (torch.cat([part.image_ND for part in parts]), torch.cat([part.text_ND for part in parts]))
+    steady = tuple(torch.cat(found) for found in zip(*(part.steady for part in parts), strict=True))
     return Embedded(rows[0].requires_grad_(), rows[1].requires_grad_(), scale.detach().requires_grad_(),
-                    None if bias is None else bias.detach().requires_grad_())
+                    None if bias is None else bias.detach().requires_grad_(), steady=steady)
 
 
 def _send_back(again: Embedded, wanted: Sequence[Tensor | None], rows: slice, share: float, with_scale: bool) -> None:

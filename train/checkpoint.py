@@ -3,7 +3,8 @@
     OUT/checkpoints/00000500/   open_clip_model.safetensors  open_clip_config.json  train.json  optimizer.safetensors
     OUT/model/                  the same without the optimizer: what the training was for, written last
 
-Where a moving average is kept, it is what open_clip reads; a checkpoint has the weights that learn in learning.safetensors.
+A BLIP has transformers' files instead of the first two. Where a moving average is kept, it is what open_clip reads; a checkpoint
+has the weights that learn in learning.safetensors, and what a loss keeps besides the model in loss.safetensors.
 
 `train.json`: model, step, settings, digests of data, of the initial and of these weights, figures. No pickles, no times.
 """
@@ -12,18 +13,19 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import open_clip
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.errors import ConfigError
 from train.files import new_folder, read_json, sweep, write_json
-from train.models.weights import CARD, MODEL_CONFIG, WEIGHTS, Loaded, tensors_digest
+from train.models.weights import CARD, Loaded, format_of, tensors_digest
+from train.objectives import Objective
 
-OPTIMIZER, LEARNING = "optimizer.safetensors", "learning.safetensors"
+OPTIMIZER, LEARNING, LOSS = "optimizer.safetensors", "learning.safetensors", "loss.safetensors"
 FORMAT = 1
 
 
@@ -36,6 +38,8 @@ class Going:
     optimizer: torch.optim.Optimizer
     average: Loaded | None = None
     """the model of its moving average, in the process that keeps one"""
+    objective: Objective | None = None
+    """the loss, where it keeps something of its own"""
 
     @property
     def result(self) -> Loaded:
@@ -74,36 +78,36 @@ class Purpose:
 
 
 def write_model(folder: Path, loaded: Loaded) -> str:
-    """The weights and open_clip's configuration into `folder`; the digest of the weights."""
-    tensors = _model_tensors(loaded)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    settings = loaded.model.visual.preprocess_cfg
-    write_json(folder / MODEL_CONFIG, {"model_cfg": loaded.config, "preprocess_cfg": dict(settings)})
-    if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
-        loaded.tokenizer.save_pretrained(folder)
+    """The weights and what belongs to them into `folder`, as the model's kind lies there; the digest of the weights."""
+    tensors, kind = _model_tensors(loaded), format_of(loaded.name)
+    save_file(tensors, folder / kind.weights, metadata={"format": "pt"})
+    kind.write(folder, loaded)
     return tensors_digest(tensors)
 
 
-def save(out: Path, step: int, samples_seen: int, going: Going, purpose: Purpose, keep: int) -> Path:
-    """A checkpoint of this step below `out`; all but the last `keep` are removed."""
+def save(out: Path, step: int, samples_seen: int, going: Going, purpose: Purpose, keep: int,
+         said: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """A checkpoint of this step below `out`; all but the last `keep` are removed. What is `said` goes into its card."""
     path = out / "checkpoints" / f"{step:08d}"
     with new_folder(path) as folder:
         digest = write_model(folder, going.result)
         if going.average is not None:
             save_file(_model_tensors(going.loaded), folder / LEARNING)
         save_file(_optimizer_tensors(going.loaded, going.optimizer), folder / OPTIMIZER)
-        write_json(folder / CARD, purpose.card(going.loaded.name, step, samples_seen, digest, {}))
+        if going.objective is not None and (beside := going.objective.beside()):
+            save_file(_once_each_name(beside), folder / LOSS)
+        write_json(folder / CARD, {**purpose.card(going.loaded.name, step, samples_seen, digest, {}), **said})
     for old in _checkpoints(out)[:-keep]:
         shutil.rmtree(old)
     return path
 
 
-def save_model(out: Path, step: int, samples_seen: int, loaded: Loaded, purpose: Purpose, figures: Mapping[str, float]) -> Path:
-    """The finished model in `out/model`, with its figures."""
-    path = out / "model"
+def save_model(path: Path, step: int, samples_seen: int, loaded: Loaded, purpose: Purpose, figures: Mapping[str, float],
+               said: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """A model without what a training goes on with, in the folder `path`; its figures and what else is `said` in its card."""
     with new_folder(path) as folder:
         digest = write_model(folder, loaded)
-        write_json(folder / CARD, purpose.card(loaded.name, step, samples_seen, digest, figures))
+        write_json(folder / CARD, {**purpose.card(loaded.name, step, samples_seen, digest, figures), **said})
     return path
 
 
@@ -126,11 +130,20 @@ def resume(out: Path, going: Going, purpose: Purpose) -> int:
     card = read_json(found[-1] / CARD) or {}
     purpose.check(card, found[-1])
     device, averaged = str(going.loaded.device), (found[-1] / LEARNING).exists()
-    going.loaded.model.load_state_dict(load_file(found[-1] / (LEARNING if averaged else WEIGHTS), device=device))
+    weights = format_of(going.loaded.name).weights
+    going.loaded.model.load_state_dict(load_file(found[-1] / (LEARNING if averaged else weights), device=device))
     if going.average is not None:
-        going.average.model.load_state_dict(load_file(found[-1] / WEIGHTS, device=device))
+        going.average.model.load_state_dict(load_file(found[-1] / weights, device=device))
+    if going.objective is not None and going.objective.beside():
+        going.objective.load_state_dict(load_file(found[-1] / LOSS, device=device), strict=False)
     _restore(going.optimizer, load_file(found[-1] / OPTIMIZER, device=device), _named(going.loaded, going.optimizer))
     return int(card["step"])
+
+
+def said(out: Path, what: str) -> Any:
+    """What was said in the card of the last checkpoint below `out`, or None."""
+    found = _checkpoints(out)
+    return (read_json(found[-1] / CARD) or {}).get(what) if found else None
 
 
 def tidy(out: Path) -> None:
@@ -150,7 +163,18 @@ def _named(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 
 def _model_tensors(loaded: Loaded) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in loaded.model.state_dict().items()}
+    return _once_each_name(loaded.model.state_dict())
+
+
+def _once_each_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For a file of tensors: one that goes by two names (BLIP's decoder has the encoder's) is there twice."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        again = tensor.data_ptr() in taken
+        taken.add(tensor.data_ptr())
+        found[name] = tensor.detach().cpu().clone() if again else tensor.detach().cpu().contiguous()
+    return found
 
 
 def _optimizer_tensors(loaded: Loaded, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
     model: curate-conv-64             any name of open_clip's, or one of ours (train/models/*.json)
     init: null                        null: from scratch; or a pretrained tag, or a checkpoint of ours or anybody's
-    data: shards/*.tar                tars, or {table: subset.parquet, root: .}: columns caption and image {file, offset, length}
+    data: shards/*.tar                tars, or a table, with scores, or several sources with weights: train/data_settings.py
     samples_seen: 50M                 or 3000, or 3 epochs
     batch: 256                        over all processes together
     eval: {retrieval: held_out/*.tar, every: 500}
@@ -21,21 +21,12 @@ from typing import Any
 import yaml
 
 from train.checks import Check, as_number, crop_area, number, optional, paths, text, two, whole, word, yes_no
+from train.choices import Lock, Spike, alphas, lock, micro_batch, spike
+from train.data_settings import Curriculum, curriculum, data
+from train.data_settings import Data as Data
 from train.errors import ConfigError, did_you_mean
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where pairs come from: webdataset tars, or tables of pictures (file, offset, length below `root`) with captions."""
-
-    shards: tuple[str, ...] = ()
-    """tars as webdataset and img2dataset write them"""
-    table: tuple[str, ...] = ()
-    """parquet with the columns caption and image {file, offset, length}, instead of tars"""
-    root: str = "."
-    """the folder that the files of a table start from"""
 
 
 @dataclass(frozen=True)
@@ -49,23 +40,6 @@ class Length:
         """Optimizer steps; at least one."""
         wanted = self.samples / batch if self.samples else self.epochs * steps_per_epoch
         return max(1, math.ceil(wanted - 1e-9))
-
-
-def data(value: Any) -> Data:
-    """Tars, or {shards: …}, or {table: …, root: …}."""
-    if isinstance(value, Data):
-        return value
-    if not isinstance(value, Mapping):
-        return Data(shards=paths(value))
-    known = ("shards", "table", "root")
-    for key in value:
-        if key not in known:
-            raise ValueError(f"no setting '{key}'{did_you_mean(str(key), known)}")
-    if ("shards" in value) == ("table" in value):
-        raise ValueError("give either shards or a table")
-    if "shards" in value:
-        return Data(shards=paths(value["shards"]))
-    return Data(table=paths(value["table"]), root=str(value.get("root", ".")))
 
 
 def length(value: Any) -> Length:
@@ -102,8 +76,20 @@ class Eval:
     """a folder with one folder of pictures a class: zero-shot accuracy"""
     classes: str | None = setting(optional(text), None)
     """a file of lines `folder TAB name`, or `name`; without it the folders' names are the classes"""
+    images_train: str | None = setting(optional(text), None, later=True)
+    """the like of `images` to train on: a linear probe on frozen embeddings, tested on `images`"""
+    benchmarks: tuple[str, ...] = setting(paths, (), later=True)
+    """folders as CLIP_benchmark publishes them: zero-shot accuracy or recall, by what is in them"""
+    probe: bool = setting(yes_no, False, later=True)
+    """also a linear probe on the train/ tars of every benchmark with classes"""
     every: int = setting(whole(0), 0)
     """steps between two evaluations; 0: only at the end"""
+    before: bool = setting(yes_no, False, later=True)
+    """measure before the first step too: the figures then say what a fine-tuning forgot (`forgetting_`: before less after)"""
+    keep_best: str | None = setting(optional(text), None, later=True)
+    """a figure, like recall_at_1: of the evaluated weights those with the best one are kept in OUT/best, and exported"""
+    stop_after: int | None = setting(optional(whole(1)), None, later=True)
+    """end the training after so many evaluations in a row without a better `keep_best`"""
 
 
 def evaluation(value: Any) -> Eval:
@@ -113,6 +99,14 @@ def evaluation(value: Any) -> Eval:
     found: Eval = _build(Eval, {} if value is None else value, "eval has", "eval.")
     if found.classes is not None and found.images is None:
         raise ValueError("eval: classes need images, a folder with one folder a class")
+    if found.images_train is not None and found.images is None:
+        raise ValueError("eval: images_train needs images, the pictures that its probe is tested on")
+    if found.probe and not found.benchmarks:
+        raise ValueError("eval: probe needs benchmarks; over folders of pictures it is images_train")
+    if (found.keep_best or found.before) and not (found.retrieval or found.images or found.benchmarks):
+        raise ValueError("eval: keep_best and before need something to measure: retrieval, images or benchmarks")
+    if found.stop_after and not (found.keep_best and found.every):
+        raise ValueError("eval: stop_after needs keep_best, the figure that stops getting better, and every")
     return found
 
 
@@ -125,24 +119,55 @@ class Config:
     samples_seen: Length = setting(length)
     """how many pairs the training sees, whatever the size of the data"""
     model: str = setting(text, "ViT-B-32")
-    """a name of open_clip's, or one of ours; `python -m train --models` lists them"""
+    """a name of open_clip's, one of ours (`python -m train --models` lists them), or `hf-blip:NAME`, a BLIP of Hugging Face's"""
     init: str | None = setting(optional(text), None)
     """weights to start from: a published tag or a checkpoint; null starts from scratch"""
     batch: int = setting(whole(2), 256)
     """pairs in a step, over all processes together"""
-    micro_batch: int | None = setting(optional(whole(1)), None, later=True)
+    micro_batch: int | str | None = setting(optional(micro_batch), None, later=True)
     """pairs that go through the towers at once, in each process; the loss stays that of the whole `batch` by gradient caching
-    (arXiv 2101.06983): less memory for a third more computing. null: all at once. Batch normalisation (`curate-conv-64` has it)
-    takes its statistics from such a part, other models learn the same"""
-    loss: str = setting(word("clip", "siglip"), "clip", later=True)
+    (arXiv 2101.06983): less memory for a third more computing. null: all at once. auto: `batch` halved until it fits. Batch
+    normalisation (`curate-conv-64` has it) takes its statistics from such a part, other models learn the same"""
+    memory_mb: int = setting(whole(1), 4096, later=True)
+    """of `micro_batch: auto` on a CPU: memory for what the pairs that are under way leave behind for the way back"""
+    loss: str = setting(word("clip", "siglip", "coca", "blip", "blip_filter", "blip_captioner"), "clip", later=True)
     """clip: softmax over the batch, both ways (arXiv 2103.00020, figure 3). siglip: a sigmoid a pair, with a bias that learns
-    (arXiv 2303.15343); weights without a bias start with the published scale 10 and bias -10"""
+    (arXiv 2303.15343); weights without a bias start with the published scale 10 and bias -10. coca: CLIP's and a decoder that
+    writes the caption (arXiv 2205.01917), for models that have one. blip: CLIP's, a head that judges pairs and a decoder that
+    writes captions (arXiv 2201.12086); blip_filter the first two, blip_captioner the last alone: the fine-tunings of CapFilt"""
+    caption_weight: float = setting(number(0), 2.0, later=True)
+    """of `loss: coca`: the caption's part of the loss, the contrastive part being 1 (arXiv 2205.01917, table 2)"""
+    momentum: float | None = setting(optional(number(0, 0.999999)), None, later=True)
+    """of `loss: blip` and `blip_filter`: share of itself that a copy of the model keeps in a step; the contrastive part is then
+    against what the copy makes of pairs (arXiv 2107.07651, BLIP's 0.995). null: no copy, CLIP's loss"""
+    queue: int = setting(whole(0), 0, later=True)
+    """of `momentum`: how many earlier pairs the contrastive part goes on comparing with; BLIP's 57600, and less than there are"""
+    soft_labels: float = setting(number(0, 1), 0.0, later=True)
+    """of `momentum`: share of the right answer that goes where the copy sees it, reached after two epochs; BLIP's 0.4"""
+    prompt: str = setting(text, "a picture of ", later=True)
+    """of `loss: blip_captioner`: what every caption begins with"""
     lr: float = setting(number(0, above=True), 5e-4)
     """at the top of the schedule"""
     lr_image: float = setting(number(0), 1.0)
     """the image tower's share of `lr`; 0 freezes it"""
     lr_text: float = setting(number(0), 1.0)
     """the text tower's share of `lr`; 0 freezes it"""
+    layer_decay: float = setting(number(0, 1, above=True), 1.0, later=True)
+    """times this for every layer of a tower below its head, so that in fine-tuning what lies deep hardly moves (arXiv
+    2106.08254); 0.75 is usual. Of open_clip's own transformers and ResNets"""
+    lock: Lock = setting(lock, Lock(), later=True)
+    """parts of towers that stay as they are, statistics of batch normalisation too (arXiv 2111.07991): `{image: all}`, or
+    `{image: {but_last: 2}, text: all}` where the last two blocks and what stands above them learn"""
+    patch_dropout: float = setting(number(0, 0.99), 0.0, later=True)
+    """share of each picture's patches that training drops, others every time: 0.5 halves the picture tower's work (arXiv
+    2212.00794), and a short fine-tuning without it closes the gap. Of open_clip's own ViT"""
+    wise_ft: tuple[float, ...] | None = setting(optional(alphas), None, later=True)
+    """after a fine-tuning, weights that are so far from the start to the tuned ones (arXiv 2109.01903), 0 to 1: of a list like
+    [0, 0.25, 0.5, 0.75, 1] the one with the best `eval.keep_best` is exported, a single number as it is. null: the tuned ones"""
+    spike: Spike | None = setting(optional(spike), None, later=True)
+    """a loss that is more than `z` deviations above the median of the last `window` steps makes a batch suspect, as a loss or
+    gradient that is no number always does: `{z: 6, window: 100}`. Deviations are robust: 1.4826 times the median distance from
+    the median, and 1 % of it at least. Suspect batches are named in suspects.jsonl and passed over"""
     warmup: float = setting(number(0), 0.05)
     """steps, or a share of all steps where below 1"""
     weight_decay: float = setting(number(0), 0.2)
@@ -158,12 +183,28 @@ class Config:
     """share of the picture that a training crop shows, open_clip's default"""
     flip: bool = setting(yes_no, False)
     """mirror every second picture; wrong where captions say left and right"""
+    mix: str = setting(word("pair", "batch"), "pair", later=True)
+    """of several sources: pair fills each batch from all of them, batch each from one, whose pictures are then the negatives
+    (open_clip's pull request 425: 60.1 against 59.5, and 61.6 against 59.8 on ImageNet with six sources)"""
+    curriculum: Curriculum | None = setting(optional(curriculum), None, later=True)
+    """the best pairs first: {by: a column of the scores, from: 0.3, until: 0.5} draws from the best `from` of each source at
+    first, and after `until` of all steps from all; null: from all at once"""
     seed: int = setting(whole(0), 0)
     """of the weights at the start, the order of pairs and the crops"""
     precision: str = setting(word("auto", "fp32", "bf16"), "auto")
     """auto: bf16 on a GPU, fp32 on a CPU"""
+    compile: bool = setting(yes_no, False, later=True)
+    """compile the model with torch.compile: minutes at the start, then faster on most GPUs; needs a C++ compiler. Sums come in
+    another order, so the bits differ"""
     eval: Eval = setting(evaluation, Eval())
     """what is measured while and after training"""
+    rollbacks: int = setting(whole(0), 3, operational=True)
+    """how many suspect batches a training passes over before it stops"""
+    checkpoint_activations: bool = setting(yes_no, False, operational=True)
+    """remember only what comes into each block and compute the rest again on the way back: far less memory for a third more
+    computing, the same loss. Of open_clip's own transformers"""
+    processes: int = setting(whole(1), 1, operational=True)
+    """processes on this machine that train together, one a GPU, as `torchrun --nproc-per-node` would start them"""
     workers: int = setting(whole(1), 2, operational=True)
     """threads that decode, in each process"""
     cache_mb: int = setting(whole(0), 1024, operational=True)
@@ -178,13 +219,27 @@ class Config:
     """steps between two lines of log.jsonl"""
     tensorboard: bool = setting(yes_no, True, operational=True)
     """write curves for TensorBoard too"""
+    wandb: str | None = setting(optional(text), None, operational=True)
+    """a project of Weights & Biases to send the log to; needs the package wandb. `WANDB_MODE=offline` keeps it here"""
+
+    def __post_init__(self) -> None:
+        if self.momentum is None and (self.queue or self.soft_labels):
+            raise ValueError("momentum: queue and soft_labels need it, like 0.995")
+        if self.momentum is not None and self.loss not in ("blip", "blip_filter"):
+            raise ValueError(f"momentum: loss: {self.loss} knows none, only blip and blip_filter")
+        if self.wise_ft is not None and self.init is None:
+            raise ValueError("wise_ft: needs init, the weights that a fine-tuning starts from")
+        if self.wise_ft is not None and len(self.wise_ft) > 1 and self.eval.keep_best is None:
+            raise ValueError("wise_ft: several shares need eval.keep_best, the figure that chooses one")
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on, as plain data; data and init count by content, which their digests say."""
         values = dataclasses.asdict(self)
+        values["eval"] = {f.name: values["eval"][f.name] for f in fields(Eval)
+                          if not (f.metadata["later"] and getattr(self.eval, f.name) == f.default)}
         return {f.name: _plain(values[f.name]) for f in fields(self)
                 if not f.metadata["operational"] and f.name not in ("data", "init")
-                and not (f.metadata["later"] and values[f.name] == f.default)}
+                and not (f.metadata["later"] and getattr(self, f.name) == f.default)}
 
 
 def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Config:

@@ -1,4 +1,4 @@
-"""Several processes as one: torch's own distributed, started by torchrun, or nothing at all.
+"""Several processes as one: torch's own distributed, started by torchrun or by `processes:` in the settings, or nothing at all.
 
     torchrun --nproc-per-node 8 -m train FILE
 """
@@ -13,6 +13,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from train.errors import ConfigError
+from train.launch import MEETING
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Ranks:
         torch.distributed.all_reduce(total)
         return float(total.item()) / self.num_ranks
 
+    def least(self, value: int) -> int:
+        """The smallest of all processes' values."""
+        if self.num_ranks == 1:
+            return value
+        found = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found.item())
+
     def gather(self, rows_ND: Tensor) -> Tensor:
         """The rows of all processes, (num_ranks * N, D); gradients flow back to the process a row came from."""
         if self.num_ranks == 1:
@@ -69,7 +78,7 @@ class Ranks:
 
 @contextmanager
 def processes() -> Iterator[Ranks]:
-    """This process's place among those torchrun started, for the length of the block; alone where it started none."""
+    """This process's place among those that were started together, for the length of the block; alone where there is one."""
     num_ranks, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -77,7 +86,8 @@ def processes() -> Iterator[Ranks]:
     if num_ranks == 1:
         yield Ranks(0, 1, device)
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=os.environ.get(MEETING),
+                                         rank=int(os.environ["RANK"]), world_size=num_ranks)
     try:
         yield Ranks(torch.distributed.get_rank(), num_ranks, device)
     finally:

@@ -1,5 +1,6 @@
 """A moving average of the weights: less noisy than the last of them, so it is what gets evaluated and exported."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 
@@ -23,11 +24,16 @@ class Average:
         (TensorFlow's ExponentialMovingAverage, num_updates). Running statistics are averaged too, counters copied.
         """
         taken = 1 - decay_at(num_steps, self._decay)
-        for mine, new in zip(self.loaded.model.state_dict().values(), self._learning.state_dict().values(), strict=True):
+        for mine, new in zip(_tensors(self.loaded.model), _tensors(self._learning), strict=True):
             if mine.is_floating_point():
                 mine.lerp_(new, taken)
             else:
                 mine.copy_(new)
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What a checkpoint has, each tensor once, whatever the number of its names."""
+    yield from {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()
 
 
 def decay_at(num_steps: int, decay: float) -> float:

@@ -1,134 +1,111 @@
-"""How good a model is: retrieval with several right captions, zero-shot accuracy, and how well scores tell right from wrong.
+"""How good a model is: retrieval, zero-shot accuracy and a linear probe, over shards, folders of classes and benchmarks.
 
-The figures are pure functions of embeddings or scores; exact, and in chunks so that memory holds no full table of similarities.
+What the figures are is in `train.figures` and `train.probe`; here a model meets data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image
 
+from train.benchmarks import CLASSIFICATION, RETRIEVAL, Benchmark, Split, open_benchmark
 from train.config import Eval
 from train.data import Index, open_data
 from train.errors import DataError
+from train.figures import Ints, Vectors, accuracy_at_k, class_ranks, mean_per_class, recall_at_k
+from train.geometry import geometry
 from train.models.clip import embed_images, embed_texts
 from train.models.weights import Loaded
 from train.pictures import BrokenPicture, decode
+from train.probe import Labelled, probe_figures
 
-Vectors = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
-AT = (1, 5, 10)
-CHUNK_BYTES = 64 << 20
-"""Memory for one chunk of similarities."""
 TEMPLATES = Path(__file__).with_name("templates.txt")
 """OpenAI's 80 ImageNet prompts (github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb), `{}` for the class."""
+GEOMETRY_PAIRS = 10_000
+"""Pairs at most that the figures of geometry are taken over: they compare all with all."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-# ---- pure functions
-
-
-def recall_at_k(image_emb: Vectors, text_emb: Vectors, image_of_text: Ints, at: Sequence[int] = AT) -> dict[str, float]:
-    """Share of queries whose right answer is among the k most similar, 0 to 1, both ways and their mean.
-
-    Every caption of a picture is right for it. Equal similarities rank by position, as a stable sort does; other right
-    captions of the same picture never push one down.
-    """
-    to_image = _ranks(text_emb, image_emb, np.arange(len(text_emb)), image_of_text)
-    by_image = np.argsort(image_of_text, kind="stable")
-    to_text = _ranks(image_emb, text_emb, image_of_text[by_image], by_image)
-    figures: dict[str, float] = {}
-    for k in at:
-        both = float(np.mean(to_image < k)), float(np.mean(to_text < k))
-        figures[f"text_to_image_recall_at_{k}"], figures[f"image_to_text_recall_at_{k}"] = both
-        figures[f"recall_at_{k}"] = sum(both) / 2
-    return figures
-
-
-def auroc(scores: NDArray[Any], positive: NDArray[Any]) -> float:
-    """Probability that a positive scores above a negative, ties counted half: 0.5 is chance. NaN without both kinds."""
-    scores, positive = np.asarray(scores, np.float64), np.asarray(positive, bool)
-    num_positive = int(positive.sum())
-    num_negative = len(positive) - num_positive
-    if not num_positive or not num_negative:
-        return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts - 1) / 2
-    return float((middle[inverse][positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
-
-
-def accuracy_at_k(image_emb: Vectors, class_emb: Vectors, labels: Ints, at: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of pictures whose class is among the k most similar, 0 to 1."""
-    ranks = _ranks(image_emb, class_emb, np.arange(len(image_emb)), labels)
-    return {f"accuracy_at_{k}": float(np.mean(ranks < k)) for k in at if k <= len(class_emb)}
-
-
-def _ranks(queries: Vectors, candidates: Vectors, query_of_pair: Ints, right_of_pair: Ints) -> Ints:
-    """For each query how many wrong candidates stand before its best right one; pairs (query, right candidate) by query.
-
-    A query without a right candidate ranks behind everything.
-    """
-    ranks = np.full(len(queries), len(candidates), np.int64)
-    step = max(1, CHUNK_BYTES // (4 * max(1, len(candidates))))
-    for at in range(0, len(queries), step):
-        similar = queries[at : at + step] @ candidates.T
-        low, high = np.searchsorted(query_of_pair, [at, at + len(similar)])
-        rows, rights = query_of_pair[low:high] - at, right_of_pair[low:high]
-        own = similar[rows, rights]
-        best_first = np.lexsort((rights, -own, rows))
-        found, where = np.unique(rows[best_first], return_index=True)
-        best = best_first[where]
-        before = similar[found] > own[best, None]
-        ties = similar[found] == own[best, None]
-        ties &= np.arange(len(candidates)) < rights[best, None]
-        ranks[at + found] = (before | ties).sum(1)
-    return ranks
-
-
-# ---- a model on data
-
-
 def evaluate(loaded: Loaded, settings: Eval, batch: int = 64) -> dict[str, float]:
-    """All figures that `settings` ask for."""
+    """All figures that `settings` ask for; those of a benchmark are called `<folder>/<figure>`."""
+    benchmarks = opened(settings)
     figures: dict[str, float] = {}
     if settings.retrieval is not None:
         figures |= evaluate_retrieval(loaded, open_data(settings.retrieval), batch)
     if settings.images is not None:
-        figures |= evaluate_classes(loaded, Path(settings.images), Path(settings.classes) if settings.classes else None, batch)
+        figures |= evaluate_classes(loaded, Path(settings.images), Path(settings.classes) if settings.classes else None,
+                                    Path(settings.images_train) if settings.images_train else None, batch)
+    for benchmark in benchmarks:
+        found = evaluate_benchmark(loaded, benchmark, probe=settings.probe, batch=batch)
+        figures |= {f"{benchmark.name}/{name}": value for name, value in found.items()}
     return figures
+
+
+def opened(settings: Eval) -> list[Benchmark]:
+    """The benchmarks. Raises DataError, before any time is spent, for anything that `settings` name and is not there."""
+    if settings.images is not None:
+        names = read_classes(Path(settings.images), Path(settings.classes) if settings.classes else None)
+        if settings.images_train is not None:
+            _check_folders(Path(settings.images_train), names)
+    benchmarks = [open_benchmark(Path(folder)) for folder in settings.benchmarks]
+    seen: dict[str, Path] = {}
+    for benchmark in benchmarks:
+        if benchmark.name in seen:
+            raise DataError(f"two benchmarks are called {benchmark.name}: {seen[benchmark.name]} and {benchmark.folder}")
+        seen[benchmark.name] = benchmark.folder
+        benchmark.check("test", *(("train",) if settings.probe and benchmark.kind == CLASSIFICATION else ()))
+    return benchmarks
 
 
 def evaluate_retrieval(loaded: Loaded, rows: Index, batch: int = 64) -> dict[str, float]:
     """Recall of the pictures' captions and of the captions' pictures; broken pictures are left out."""
     numbers, image_emb = _embedded(loaded, (rows.read(i) for i in range(len(rows))), batch)
-    texts = [caption for i in numbers for caption in rows.captions(i)]
-    image_of_text = np.repeat(np.arange(len(numbers)), [rows.first[i + 1] - rows.first[i] for i in numbers])
-    if not texts:
-        raise DataError("retrieval: no picture can be decoded")
-    return recall_at_k(image_emb, embed_texts(loaded, texts, batch), image_of_text)
+    return _recall(loaded, image_emb, [rows.captions(i) for i in numbers], batch)
 
 
-def evaluate_classes(loaded: Loaded, images: Path, classes: Path | None = None, batch: int = 64) -> dict[str, float]:
-    """Zero-shot accuracy over a folder with one folder of pictures a class, prompted with OpenAI's templates."""
+def evaluate_classes(loaded: Loaded, images: Path, classes: Path | None = None, training: Path | None = None,
+                     batch: int = 64) -> dict[str, float]:
+    """Zero-shot accuracy over a folder with one folder of pictures a class, prompted with OpenAI's templates; and, with a like
+    folder to train on, a linear probe."""
     names = read_classes(images, classes)
-    files = [(label, path) for label, folder in enumerate(names) for path in sorted((images / folder).rglob("*"))
-             if path.suffix.lower() in SUFFIXES]
-    if not files:
-        raise DataError(f"no pictures in the class folders of {images}")
-    numbers, image_emb = _embedded(loaded, (path.read_bytes() for _, path in files), batch)
-    labels = np.array([files[i][0] for i in numbers], np.int64)
-    return accuracy_at_k(image_emb, class_embeddings(loaded, list(names.values()), batch), labels)
+    test = _labelled(loaded, *_files(images, names), batch)
+    figures = accuracy_at_k(test.emb, class_embeddings(loaded, list(names.values()), batch=batch), test.labels)
+    if training is not None:
+        _check_folders(training, names)
+        figures |= probe_figures(_labelled(loaded, *_files(training, names), batch), test)
+    return figures
 
 
-def class_embeddings(loaded: Loaded, names: Sequence[str], batch: int = 64) -> Vectors:
-    """One embedding a class: the mean over the templates, of length 1 again (Radford et al. 2021, section 3.1.4)."""
-    templates = TEMPLATES.read_text().splitlines()
+def evaluate_benchmark(loaded: Loaded, benchmark: Benchmark, *, probe: bool = False, batch: int = 64) -> dict[str, float]:
+    """Recall, or zero-shot accuracy with the benchmark's own templates, on its test pictures; and a probe from its train ones."""
+    test = benchmark.split("test")
+    if benchmark.kind == RETRIEVAL:
+        numbers, image_emb = _embedded(loaded, test.pictures(), batch)
+        return _recall(loaded, image_emb, [test.captions[i] for i in numbers], batch)
+    found = _labelled(loaded, test.pictures(), test.labels, batch)
+    if not len(found):
+        raise DataError(f"{benchmark.folder}: no picture of test/ can be decoded")
+    class_emb = class_embeddings(loaded, benchmark.classes, benchmark.templates, batch)
+    figures = accuracy_at_k(found.emb, class_emb, found.labels)
+    figures["mean_per_class"] = mean_per_class(class_ranks(found.emb, class_emb, found.labels) == 0, found.labels)
+    if probe:
+        parts = [_split(loaded, benchmark.split(part), batch) if benchmark.has(part) else None for part in ("train", "val")]
+        if parts[0] is None or not len(parts[0]):
+            raise DataError(f"{benchmark.folder}: no picture of train/ can be decoded")
+        figures |= probe_figures(parts[0], found, parts[1])
+    return figures
+
+
+def class_embeddings(loaded: Loaded, names: Sequence[str], templates: Sequence[str] = (), batch: int = 64) -> Vectors:
+    """One embedding a class: the mean over the templates, of length 1 again (Radford et al. 2021, section 3.1.4).
+
+    Without `templates` OpenAI's.
+    """
+    templates = templates or TEMPLATES.read_text().splitlines()
     prompts = embed_texts(loaded, [template.replace("{}", name) for name in names for template in templates], batch)
     mean = prompts.reshape(len(names), len(templates), -1).mean(1)
     return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.float32)
@@ -149,6 +126,43 @@ def read_classes(images: Path, classes: Path | None) -> Mapping[str, str]:
         if not (images / folder).is_dir():
             raise DataError(f"{classes}: no folder {images / folder}")
     return names
+
+
+def _check_folders(training: Path, names: Mapping[str, str]) -> None:
+    for folder in names:
+        if not (training / folder).is_dir():
+            raise DataError(f"no folder {training / folder} to train a probe of that class on")
+
+
+def _files(images: Path, names: Mapping[str, str]) -> tuple[Iterator[bytes], Ints]:
+    """The pictures in the class folders, and the class of each. Raises DataError where there are none."""
+    files = [(label, path) for label, folder in enumerate(names) for path in sorted((images / folder).rglob("*"))
+             if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(f"no pictures in the class folders of {images}")
+    return (path.read_bytes() for _, path in files), np.array([label for label, _ in files], np.int64)
+
+
+def _split(loaded: Loaded, split: Split, batch: int) -> Labelled:
+    return _labelled(loaded, split.pictures(), split.labels, batch)
+
+
+def _labelled(loaded: Loaded, stored: Iterator[bytes], labels: Ints, batch: int) -> Labelled:
+    """The pictures that decode as embeddings, with their classes."""
+    numbers, emb = _embedded(loaded, stored, batch)
+    return Labelled(emb, labels[numbers])
+
+
+def _recall(loaded: Loaded, image_emb: Vectors, captions: Sequence[Sequence[str]], batch: int) -> dict[str, float]:
+    """Recall, where captions[i] are the right ones of picture i; and how the first pairs lie (`train.geometry`)."""
+    texts = [caption for own in captions for caption in own]
+    if not texts:
+        raise DataError("retrieval: no picture can be decoded")
+    image_of_text = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
+    text_emb = embed_texts(loaded, texts, batch)
+    images, words = image_emb[image_of_text[:GEOMETRY_PAIRS]], text_emb[:GEOMETRY_PAIRS]
+    lying = geometry(torch.from_numpy(images), torch.from_numpy(words)) if len(words) > 1 else {}
+    return {**recall_at_k(image_emb, text_emb, image_of_text), **lying}
 
 
 def _embedded(loaded: Loaded, stored: Iterator[bytes], batch: int) -> tuple[list[int], Vectors]:

@@ -3,6 +3,7 @@
 A temporary name starts with a dot and ends with `.tmp`, so what a killed process left behind is known and swept.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -33,6 +34,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a final newline; keys keep their order."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """`line` at the end of `path`; what stands there is never changed. One that a killed process left half-written is ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        else:
+            torn = False
+        file.write(b"\n" * torn + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ MAX_BROKEN = 0.01
 TOKENS_KEPT = 1_000_000
 """Captions whose tokens stay in memory between epochs."""
 
+Ints = NDArray[np.int64]
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
@@ -51,39 +52,44 @@ class Loader:
         self._workers = workers
         share = order.batch // num_ranks
         self._mine = slice(rank * share, (rank + 1) * share)
-        self._tokens: dict[int, NDArray[np.int64]] = {}
+        self._tokens: dict[int, Ints] = {}
         needed = len(index) * (crop.reduced or 0) ** 2 * 3 * 1.5 / 2**20
         self._kept: dict[int, Image.Image] | None = {} if crop.reduced and needed <= cache_mb else None
+
+    def pictures(self, step: int) -> Ints:
+        """The pictures that this process is to show in one step, (batch / num_ranks,)."""
+        return self.order.pictures(step)[self._mine]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop` - 1. Raises DataError where too many pictures are broken."""
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
-        ready: deque[list[Future[Batch]]] = deque()
+        ready: deque[_Coming] = deque()
         try:
             for step in range(start, stop):
                 ready.append(self._submit(pool, step))
                 if len(ready) > AHEAD:
-                    yield _joined(ready.popleft())
+                    yield ready.popleft().batch()
             while ready:
-                yield _joined(ready.popleft())
+                yield ready.popleft().batch()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[Batch]]:
-        pictures = self.order.pictures(step)[self._mine]
+    def _submit(self, pool: ThreadPoolExecutor, step: int) -> "_Coming":
+        pictures, epochs = (of_all[self._mine] for of_all in self.order.shown(step))
         draws = self.order.crops(step)[self._mine]
-        epoch = self.order.epoch(step)
+        pixels = np.empty((len(pictures), self.crop.size, self.crop.size, 3), np.uint8)
         cuts = np.linspace(0, len(pictures), min(self._workers, len(pictures)) + 1).astype(int)
-        return [pool.submit(self._part, pictures[a:b], draws[a:b], epoch) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return _Coming(pixels, [pool.submit(self._part, pixels[a:b], pictures[a:b], draws[a:b], epochs[a:b])
+                                for a, b in zip(cuts, cuts[1:], strict=False)])
 
-    def _part(self, wanted: NDArray[np.int64], draws: NDArray[np.float64], epoch: int) -> Batch:
-        pixels = np.empty((len(wanted), self.crop.size, self.crop.size, 3), np.uint8)
+    def _part(self, pixels: NDArray[np.uint8], wanted: Ints, draws: NDArray[np.float64], epochs: Ints) -> tuple[Ints, Ints]:
+        """Fill `pixels`; (tokens, the pictures shown)."""
         shown = wanted.copy()
         for row, picture in enumerate(wanted.tolist()):
             shown[row], image = self._picture(picture)
             pixels[row] = self.crop(image, draws[row])
-        captions = caption_of(shown, self.index.first, self.order.seed, epoch)
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(np.stack([self._tokenised(j) for j in captions.tolist()])), shown)
+        captions = caption_of(shown, self.index.first, self.order.seed, epochs, self.index.chance)
+        return self._tokenised(captions.tolist()), shown
 
     def _picture(self, wanted: int) -> tuple[int, Image.Image]:
         """Picture `wanted`, or the next one that is not broken, and its number."""
@@ -110,16 +116,27 @@ class Loader:
             raise DataError(f"more than {most} of {len(self.index)} pictures cannot be decoded; "
                             f"one is {self.index.name(at)}: {error}")
 
-    def _tokenised(self, caption: int) -> NDArray[np.int64]:
-        found = self._tokens.get(caption)
-        if found is None:
-            found = self.tokenizer([self.index.caption(caption)])[0].numpy()
+    def _tokenised(self, captions: list[int]) -> Ints:
+        """(len(captions), context); those not seen before go through the tokenizer together."""
+        found = {j: self._tokens[j] for j in captions if j in self._tokens}
+        new = [j for j in dict.fromkeys(captions) if j not in found]
+        if new:
+            made = dict(zip(new, self.tokenizer([self.index.caption(j) for j in new]).numpy(), strict=True))
+            found |= made
             if len(self._tokens) < TOKENS_KEPT:
-                self._tokens[caption] = found
-        return found
+                self._tokens |= made
+        return np.stack([found[j] for j in captions])
 
 
-def _joined(parts: Sequence[Future[Batch]]) -> Batch:
-    done = [part.result() for part in parts]
-    return Batch(torch.cat([d.pixels_NHWC for d in done]), torch.cat([d.tokens_NL for d in done]),
-                 np.concatenate([d.pictures for d in done]))
+@dataclass(frozen=True)
+class _Coming:
+    """A batch that threads are filling."""
+
+    pixels_NHWC: NDArray[np.uint8]
+    parts: Sequence[Future[tuple[Ints, Ints]]]
+
+    def batch(self) -> Batch:
+        """The batch, once it is there."""
+        done = [part.result() for part in self.parts]
+        return Batch(torch.from_numpy(self.pixels_NHWC), torch.from_numpy(np.concatenate([tokens for tokens, _ in done])),
+                     np.concatenate([shown for _, shown in done]))

@@ -1,12 +1,13 @@
-"""What a training says while it runs: a line of JSON a step or evaluation, TensorBoard, and a line for people."""
+"""What a training says while it runs: a line of JSON a step or evaluation, points of curves, and a line for people."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from train.files import write_bytes
+from train.sinks import Sink, points
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,25 @@ def duration(seconds: float) -> str:
 
 
 class Log:
-    """`log.jsonl` and TensorBoard below `out`, for a `with` block. Lines after `step`, of an attempt that died, are dropped."""
+    """`log.jsonl` below `out` and other sinks, for a `with` block. Lines after `step`, of an attempt that died, are dropped."""
 
-    def __init__(self, out: Path, step: int, tensorboard: bool) -> None:
-        self._path = out / "log.jsonl"
+    def __init__(self, out: Path, step: int, sinks: Sequence[Sink] = ()) -> None:
+        self._path, self._sinks = out / "log.jsonl", sinks
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         write_bytes(self._path, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step))
-        self._board = _board(out / "tensorboard", step) if tensorboard else None
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, and one point of each curve."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line, null for what is not known or no number, and one point of each curve."""
+        found = points(values)
+        line = {"step": step, **{name: found.get(name) for name in values}}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-
-def _board(folder: Path, step: int) -> Any:
-    """TensorBoard's writer, or None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            file.write(json.dumps(line) + "\n")
+        for sink in self._sinks:
+            sink.write(step, found)

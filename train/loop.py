@@ -1,6 +1,7 @@
 """The training loop, read from top to bottom: data, model, optimizer, steps, checkpoints, figures."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,28 @@ from torch.utils import deterministic
 
 from train import checkpoint
 from train.config import Config
-from train.data import Index, decontaminated, open_data
+from train.data import decontaminated, open_data
 from train.dist import Ranks, processes
 from train.ema import Average
-from train.errors import ConfigError
+from train.evaluate import opened
+from train.finish import Finish, Write, start
+from train.flops import cost, peak_flops
+from train.index import Index
+from train.launch import launched, together
 from train.loader import Loader
 from train.log import Log, Progress
-from train.models.clip import image_size, with_bias
-from train.models.weights import load
-from train.objectives import make_objective
+from train.memory import at_once
+from train.models.clip import image_size
+from train.objectives import Objective, make_objective
 from train.optim import make_optimizer
-from train.order import Order
+from train.order import Order, make_order
+from train.pace import Arithmetic, Clock
 from train.pictures import TrainCrop
-from train.step import Clock, Run
+from train.sinks import sinks
+from train.speed import compiled, forwards, prepare
+from train.step import Run, precision_of
+from train.suspects import Suspects, named
+from train.watch import Suspect, Watch
 
 Watcher = Callable[[Progress], None]
 
@@ -48,63 +58,107 @@ def train(config: Config, out: Path, progress: Watcher | None = None) -> Result:
 
     A training that is finished in `out` is not done again. Raises TrainError of one line.
     """
+    if config.processes > 1 and not launched():
+        result: Result = together(config.processes, train, (config, out), progress)
+        return result
     with processes() as ranks, _settled(config, ranks):
         return _train(config, out, ranks, progress if ranks.is_first else None)
 
 
 def _train(config: Config, out: Path, ranks: Ranks, progress: Watcher | None) -> Result:
-    index = open_data(config.data)
-    order = _order(index, config, ranks)
+    """Attempts until one comes to the end: each goes on from the last checkpoint and passes over what was suspect before."""
+    opened(config.eval)     # hours are not to be spent on what cannot be judged in the end
+    index = open_data(config.data, config.curriculum.by if config.curriculum else None)
+    ranks.share(config.batch)
+    order = make_order(index, config)
+    suspects = Suspects(out, {"settings": config.identity(), "init": config.init, "data": index.digest})
+    while True:
+        suspects.check(config)
+        try:
+            return _attempt(config, out, ranks, progress, index, order, suspects.steps)
+        except Suspect as found:
+            suspect = Suspect(found.step, found.reason)     # without the traceback, which holds a model
+        if ranks.is_first:
+            suspects.add(suspect, order.epoch(suspect.step), named(config.data, index, order.pictures(suspect.step).tolist()))
+        ranks.wait()
+
+
+def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, index: Index, order: Order,
+             skipped: Sequence[int]) -> Result:
     num_steps = config.samples_seen.steps(config.batch, order.steps_per_epoch)
-    loaded = load(config.model, config.init or f"random:{config.seed}", ranks.device)
-    if config.loss == "siglip":
-        loaded = with_bias(loaded)
-    data = {"digest": index.digest, "pictures": len(index), "captions": index.num_captions, **decontaminated(config.data)}
+    loaded = start(config, ranks.device)
+    data = {**index.card, **decontaminated(config.data)}
     purpose = checkpoint.Purpose(config.identity(), loaded.digest, data)
     card = checkpoint.finished(out, purpose)
     if card is not None:
         return _result(out, card)
 
+    prepare(loaded.model, config)
     optimizer = make_optimizer(loaded.model, config)
     average = Average(loaded, config.ema) if config.ema is not None and ranks.is_first else None
-    going = checkpoint.Going(loaded, optimizer, average.loaded if average else None)
+    objective = make_objective(loaded, config, order.steps_per_epoch)
+    going = checkpoint.Going(loaded, optimizer, average.loaded if average else None, objective)
     if ranks.is_first:
+        for line in index.said:
+            print(line, file=sys.stderr)
         checkpoint.tidy(out)
     first = checkpoint.resume(out, going, purpose)
+    watch = Watch(config.spike, checkpoint.said(out, "losses") or ())
     crop = TrainCrop(image_size(loaded.model), config.crop, config.flip, loaded.squash)
     loader = Loader(index, order, crop, loaded.tokenizer, workers=config.workers, cache_mb=config.cache_mb,
                     rank=ranks.rank, num_ranks=ranks.num_ranks)
-    objective = make_objective(loaded, config)
-    run = Run(config, order, going, average, ranks, objective, ranks.wrap(objective), num_steps, Clock(first, config.batch))
-    with _log(config, out, first, ranks) as write:
-        run.learn()
-        for step, batch in enumerate(loader.batches(first, num_steps), first):
-            values = run.step(step, batch)
-            done = step + 1
-            if done % config.log_every == 0 or done == num_steps:
-                write(done, {**values, "broken_pictures": len(loader.broken)})
-                if progress is not None:
-                    progress(run.progress(done, values))
-            if ranks.is_first and (done % config.checkpoint_every == 0 or done == num_steps):
-                checkpoint.save(out, done, done * config.batch, going, purpose, config.keep)
-            if config.eval.every and done % config.eval.every == 0 and done < num_steps:
-                write(done, run.figures())
-                run.learn()
-        figures = run.figures()
-        write(num_steps, figures)
+    run = _run(config, order, going, objective, average, ranks, num_steps, first, watch)
+    finish = Finish(config, out, purpose, ranks, skipped)
+    with _log(config, out, first, ranks, purpose) as write:
+        if config.eval.before and ranks.is_first:
+            finish.measure_before(first, write)
+        last = _steps(run, loader, first, finish, write, progress)
+        figures = finish.evaluate(last, run, write)
         if ranks.is_first:
-            checkpoint.save_model(out, num_steps, num_steps * config.batch, going.result, purpose, figures)
+            finish.export(last, going.result, figures, write)
     ranks.wait()
     card = checkpoint.finished(out, purpose)
     assert card is not None
     return _result(out, card)
 
 
-def _order(index: Index, config: Config, ranks: Ranks) -> Order:
-    if config.batch > len(index):
-        raise ConfigError(f"batch: {config.batch} is more than the {len(index)} pictures, so one would stand twice in a batch")
-    ranks.share(config.batch)
-    return Order(len(index), config.batch, config.seed)
+def _run(config: Config, order: Order, going: checkpoint.Going, objective: Objective, average: Average | None, ranks: Ranks,
+         num_steps: int, first: int, watch: Watch) -> Run:
+    """The objective on all processes, how much of a batch goes through it at once, and what that costs."""
+    precision = precision_of(config, ranks.device)
+    pair = cost(objective, image_size(going.loaded.model), going.loaded.tokenizer(["a"]).shape[1],
+                checkpointed=config.checkpoint_activations)
+    size = at_once(config, objective, pair, ranks, precision)
+    peak = peak_flops(ranks.device, precision)
+    arithmetic = Arithmetic(pair, peak and peak * ranks.num_ranks, forwards(config, size.size < ranks.share(config.batch)))
+    wrapped = ranks.wrap(compiled(objective, config))
+    return Run(config, order, going, average, ranks, objective, wrapped, num_steps, Clock(first, config.batch, arithmetic), size,
+               watch)
+
+
+def _steps(run: Run, loader: Loader, first: int, finish: Finish, write: Write, progress: Watcher | None) -> int:
+    """All steps from `first` on; how many there have been when the training ends, at `num_steps` or before."""
+    config, num_steps, is_first = run.config, run.num_steps, run.ranks.is_first
+    if finish.best.over(first):
+        return first
+    run.learn()
+    for step, batch in enumerate(run.clock.watched(loader.batches(first, num_steps)), first):
+        values, done, over = None if step in finish.skipped else run.step(step, batch), step + 1, False
+        if values is None:
+            write(done, {"skipped": 1, "samples_seen": done * config.batch})
+        elif done % config.log_every == 0 or done == num_steps:
+            write(done, {**values, **run.clock.since_asked(values["samples_per_second"]), "broken_pictures": len(loader.broken)})
+            if progress is not None:
+                progress(run.progress(done, values))
+        if config.eval.every and done % config.eval.every == 0 and done < num_steps:
+            finish.evaluate(done, run, write)
+            over = finish.best.over(done)
+            run.learn()
+        if is_first and (done % config.checkpoint_every == 0 or done == num_steps or over):
+            checkpoint.save(finish.out, done, done * config.batch, run.going, finish.purpose, config.keep, run.watch.state)
+        if over:
+            return done
+    return num_steps
 
 
 def _result(out: Path, card: dict[str, Any]) -> Result:
@@ -112,12 +166,12 @@ def _result(out: Path, card: dict[str, Any]) -> Result:
 
 
 @contextmanager
-def _log(config: Config, out: Path, first: int, ranks: Ranks) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def _log(config: Config, out: Path, first: int, ranks: Ranks, purpose: checkpoint.Purpose) -> Iterator[Write]:
     """A function that logs; on all processes but the first it does nothing."""
     if not ranks.is_first:
         yield lambda step, values: None
         return
-    with Log(out, first, config.tensorboard) as log:
+    with Log(out, first, sinks(config, out, first, purpose)) as log:
         yield log.write
 
 

@@ -40,3 +40,14 @@ def siglip_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, 
     signs_NM = torch.full_like(logits_NM, -1.0)
     signs_NM[own_N, own_N + first_row] = 1.0
     return -F.logsigmoid(signs_NM * logits_NM).sum() / len(image_ND)
+
+
+def caption_loss(logits_NLV: Tensor, labels_NL: Tensor, pad_id: int) -> Tensor:
+    """Cross entropy of each caption's next tokens, its mean over the caption's tokens, and the mean of those over the captions.
+
+    CoCa's captioning loss (arXiv 2205.01917, equation 3). The mean is taken a caption at a time (our choice; open_clip's is over
+    all tokens of a batch), so that the loss of a batch is the mean over its chunks. `labels_NL` is 0 to V - 1, `pad_id` where a
+    caption has ended; every caption has a token.
+    """
+    lost_NL = F.cross_entropy(logits_NLV.transpose(1, 2), labels_NL, ignore_index=pad_id, reduction="none")
+    return (lost_NL.sum(1) / (labels_NL != pad_id).sum(1)).mean()

@@ -1,7 +1,7 @@
 """AdamW in groups, and the learning rate of a step.
 
 Gains, biases and the scale (parameters of fewer than two dimensions) have no weight decay, as in OpenAI's and open_clip's
-training. Each tower has its share of the learning rate; a share of 0 freezes it.
+training. What share of the learning rate a parameter has is in `train.layers`; a share of 0 freezes it.
 """
 
 import math
@@ -11,28 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Config
+from train.layers import shares
 
 SCALE_MAX = math.log(100)
 """logit_scale is kept from 0 to this under CLIP's loss (Radford et al. 2021, section 2.5); SigLIP knows no such limit."""
 
 
-def tower(name: str) -> str:
-    """`image`, `text` or `both`, the part of an open_clip model that a parameter's name says."""
-    if name.startswith("visual."):
-        return "image"
-    return "both" if name in ("logit_scale", "logit_bias") else "text"
-
-
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
     """AdamW over the parameters that learn; its groups carry `share`, the part of the learning rate they take.
 
-    A SigLIP model's bias does not learn under CLIP's loss: a softmax is the same whatever is added to all its logits.
+    Raises ConfigError where the settings ask for layers of a model whose layers are not known.
     """
-    shares = {"image": config.lr_image, "text": config.lr_text, "both": 1.0}
+    parameters = dict(model.named_parameters())
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        share = 0.0 if name == "logit_bias" and config.loss == "clip" else shares[tower(name)]
-        parameter.requires_grad_(share > 0)
+    for name, share in shares(list(parameters), config).items():
+        parameter = parameters[name].requires_grad_(share > 0)
         if share > 0:
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((share, decay), []).append(parameter)

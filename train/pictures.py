@@ -11,6 +11,8 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -59,9 +61,16 @@ class TrainCrop:
         return picture.resize((width, height), Image.Resampling.BICUBIC)
 
     def __call__(self, picture: Image.Image, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """The crop that five numbers in [0, 1) pick, (size, size, 3)."""
-        crop = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=self.box(picture.size, draws))
-        pixels = np.asarray(crop)
+        """The crop that five numbers in [0, 1) pick, (size, size, 3).
+
+        Of a picture kept small by fractions of its pixels; of a large one by whole pixels, as torchvision's, and resized by
+        torch's integer kernel, which is bicubic and antialiased as Pillow's and takes a quarter of its time.
+        """
+        box = self.box(picture.size, draws)
+        if self.reduced is None:
+            pixels = _resized(np.array(picture), box, self.size)
+        else:
+            pixels = np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
         return pixels[:, ::-1] if self.flip and draws[4] < 0.5 else pixels
 
     def box(self, size: tuple[int, int], draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -76,6 +85,13 @@ class TrainCrop:
         return float(left), float(top), float(left + width), float(top + height)
 
 
+def _resized(pixels_HWC: NDArray[np.uint8], box: tuple[float, float, float, float], size: int) -> NDArray[np.uint8]:
+    left, top, right, bottom = (round(edge) for edge in box)
+    cut = torch.from_numpy(pixels_HWC)[top : max(bottom, top + 1), left : max(right, left + 1)].permute(2, 0, 1)[None]
+    resized = F.interpolate(cut, size=(size, size), mode="bicubic", antialias=True)
+    return np.asarray(resized[0].permute(1, 2, 0).numpy())
+
+
 def decode(data: bytes, at_least: int = 0) -> Image.Image:
     """The picture in RGB, upright, alpha on white. A JPEG may come smaller, its sides no less than twice `at_least`.
 
@@ -87,8 +103,8 @@ def decode(data: bytes, at_least: int = 0) -> Image.Image:
             raise BrokenPicture(f"{picture.width}x{picture.height} pixels")
         if at_least:
             picture.draft(None, (2 * at_least, 2 * at_least))
-        upright = ImageOps.exif_transpose(picture)
-        return _rgb(upright)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _rgb(picture)
     except (Image.DecompressionBombError, *_DATA_ERRORS) as error:
         raise BrokenPicture(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
@@ -101,6 +117,5 @@ def _rgb(picture: Image.Image) -> Image.Image:
         plain = Image.new("RGB", picture.size, "white")
         plain.paste(rgba, mask=rgba.getchannel("A"))
         return plain
-    rgb = picture.convert("RGB")
-    rgb.load()
-    return rgb
+    picture.load()
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

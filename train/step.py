@@ -1,6 +1,5 @@
 """One step of a training: the batch through the model, its loss back, the optimizer on."""
 
-import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,31 +9,18 @@ from train.caching import Embedded, cached_backward
 from train.config import Config
 from train.dist import Ranks
 from train.ema import Average
-from train.errors import Diverged, TooLarge
+from train.errors import TooLarge
 from train.evaluate import evaluate
+from train.layers import still
 from train.loader import Batch
 from train.log import Progress
+from train.memory import AtOnce
 from train.models.clip import autocast, normalised
 from train.objectives import Objective
 from train.optim import clip_gradients, learning_rate, set_learning_rate
 from train.order import Order
-
-
-class Clock:
-    """Samples a second since the start, the first steps (which warm caches) not counted once there are more."""
-
-    WARM = 3
-
-    def __init__(self, first: int, batch: int) -> None:
-        self._from, self._batch, self._since = first, batch, time.perf_counter()
-
-    def rate(self, done: int) -> float:
-        """Samples a second, `done` steps being done."""
-        now = time.perf_counter()
-        found = (done - self._from) * self._batch / max(1e-9, now - self._since)
-        if done - self._from == self.WARM and self._from >= 0:
-            self._from, self._since = done, now
-        return found
+from train.pace import Clock
+from train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -51,25 +37,20 @@ class Run:
     """the objective as the processes' wrapper calls it"""
     num_steps: int
     clock: Clock
+    at_once: AtOnce
+    watch: Watch
 
     def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One optimizer step; what the log says of it. Raises Diverged (the loss is not finite) and TooLarge (memory ends)."""
+        """One optimizer step; what the log says of it. Raises Suspect (the batch is not to be learnt from) and TooLarge (memory
+        ends)."""
         config, model, optimizer = self.config, self.going.loaded.model, self.going.optimizer
-        torch.manual_seed(self.order.model_seed(step, self.ranks.rank))
         rate = learning_rate(step, self.num_steps, config)
         set_learning_rate(optimizer, rate)
-        try:
-            loss, embedded = self.backward(batch)
-        except torch.OutOfMemoryError:
-            at_once = min(len(batch.tokens_NL), config.micro_batch or config.batch)
-            raise TooLarge(f"step {step + 1}: {at_once} pairs at once do not fit the memory of {self.ranks.device}; try "
-                           f"micro_batch: {max(1, at_once // 2)}, which leaves the loss as it is") from None
+        loss, embedded = self._backward_that_fits(step, batch)
         value = self.ranks.mean(loss)
-        if not torch.isfinite(torch.tensor(value)):
-            raise Diverged(f"step {step + 1}: the loss is {value}; try a lower lr than {config.lr:g} or a longer warmup "
-                           f"than {config.warmup:g}")
         before = self._parts(value, embedded)
         norm = clip_gradients(model.parameters(), config.clip_grad)
+        self.watch.check(step, value, float(norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.objective.after_step()
@@ -78,6 +59,19 @@ class Run:
         return {"loss": value, **before, "grad_norm": float(norm), "lr": rate,
                 "samples_seen": (step + 1) * config.batch, "epoch": self.order.epoch(step),
                 "samples_per_second": self.clock.rate(step + 1)}
+
+    def _backward_that_fits(self, step: int, batch: Batch) -> tuple[torch.Tensor, Embedded]:
+        """`backward`, with fewer pairs at once where memory ends and they may be halved."""
+        while True:
+            torch.manual_seed(self.order.model_seed(step, self.ranks.rank))
+            try:
+                return self.backward(batch)
+            except torch.OutOfMemoryError:
+                size = min(len(batch.tokens_NL), self.at_once.size)
+            self.going.optimizer.zero_grad(set_to_none=True)    # outside the handler, whose traceback holds tensors
+            if not self.at_once.halve():
+                raise TooLarge(f"step {step + 1}: {size} pairs at once do not fit the memory of {self.ranks.device}; try "
+                               f"micro_batch: {max(1, size // 2)}, which leaves the loss as it is")
 
     def backward(self, batch: Batch) -> tuple[torch.Tensor, Embedded]:
         """(loss, embeddings) of this process's pairs, in chunks where the settings say so; the parameters have the gradients."""
@@ -94,8 +88,7 @@ class Run:
         def contrast(embedded: Embedded) -> torch.Tensor:
             return self.objective.contrast(embedded, self.ranks)
 
-        num_pairs = len(batch.tokens_NL)
-        size = self.config.micro_batch or num_pairs
+        num_pairs, size = len(batch.tokens_NL), self.at_once.size
         if size < num_pairs:
             chunks = [slice(at, min(at + size, num_pairs)) for at in range(0, num_pairs, size)]
             return cached_backward(self.objective, embed, chunks, contrast, lambda: self.ranks.apart(self.wrapped))
@@ -116,10 +109,9 @@ class Run:
         return {**found, "loss_contrastive": loss - sum(own.values()), **own}
 
     def learn(self) -> None:
-        """Training mode; a frozen tower stays as it is, its running statistics too."""
+        """Training mode; what is locked stays as it is, its running statistics too."""
         self.wrapped.train()
-        if self.config.lr_image == 0:
-            self.going.loaded.model.visual.eval()
+        still(self.going.loaded.model)
 
     def figures(self) -> dict[str, float]:
         """What the settings ask to be measured, on the first process; the others wait."""

@@ -1,8 +1,9 @@
 """Webdataset tars, read without trust: an index of members from one pass over the headers, grouped into samples.
 
-A tar that is cut short, holds links or devices, or whose members do not pair up (a picture without a text or a text without a
-picture, two pictures under one key, a key that comes back later) is refused as a whole before anything of it is used. Only
-members of `USED` are ever opened; anything else a shard may hold (class numbers, arrays, pickles) is left alone.
+A tar that is cut short or goes on behind its end, holds links or devices, or whose members do not pair up (a picture without a
+text or a text without a picture, two pictures under one key, a key that comes back later) is refused as a whole before anything
+of it is used. Only members of `USED` are ever opened; anything else a shard may hold (class numbers, arrays, pickles) is left
+alone.
 """
 
 import os
@@ -17,6 +18,8 @@ from train.errors import DataError
 PICTURES = ("jpg", "jpeg", "png", "webp")
 USED = (*PICTURES, "txt", "json")
 BLOCK = 512
+MAX_TEXT = 1 << 24
+"""Bytes of a txt or json member; a longer one is no caption, and would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
+                if info.size < 0:
+                    raise DataError(f"member '{info.name}' has a size below 0")
                 end = info.offset_data + info.size + -info.size % BLOCK
                 if info.isdir():
                     continue
@@ -70,6 +75,8 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     file.seek(end)
     if file.read(2 * BLOCK) != bytes(2 * BLOCK):
         raise DataError("cut short: no end of archive")
+    if any(rest.strip(b"\0") for rest in iter(lambda: file.read(1 << 20), b"")):
+        raise DataError("more stands behind its end: two tars in one file?")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -108,4 +115,8 @@ def _sample(key: str, group: dict[str, Member]) -> Sample:
         raise DataError(f"'{key}' has {len(pictures)} pictures")
     if "txt" not in group and "json" not in group:
         raise DataError(f"'{key}' has a picture but neither txt nor json")
+    long = next((group[extension].name for extension in ("txt", "json") if extension in group
+                 and group[extension].length > MAX_TEXT), None)
+    if long is not None:
+        raise DataError(f"'{long}' is larger than {MAX_TEXT >> 20} MiB")
     return Sample(key, pictures[0], group.get("txt"), group.get("json"))

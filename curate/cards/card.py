@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from curate import files, searched
+from curate import files, recaptioned, searched
 from curate.cards import census, facts
 from curate.cards import settings as card_settings
 from curate.cards.census import Census
@@ -152,7 +152,8 @@ def _values(card: Card, dataset: Dataset, draft: bool) -> dict[str, Any]:
         "columns": [{"name": f.name, "type": str(f.type), "by": _measured_by(folder, f.name)} for f in dataset.schema],
         **_distributions(found), "hosts": _hosts(found), **_collection(folder, found), "funnel": list(_funnel(folder)),
         "duplicates": list(_duplicates(folder, found)),
-        "searched": list(searched.lines(folder)), "privacy": Safe(facts.privacy(folder, found)), **_rounds(folder),
+        "searched": list(searched.lines(folder)), "recaptioned": list(recaptioned.lines(folder)),
+        "privacy": Safe(facts.privacy(folder, found)), **_rounds(folder),
         "examples": list(_examples(found)), "steps": list(_steps(folder)),
         "hashes": [{"what": h.what, "value": h.value} for h in facts.hashes(folder, dataset.manifest)], **_files(dataset),
         "freshness": Safe(_freshness(folder)),
@@ -187,6 +188,8 @@ def _front_matter(card: Card, dataset: Dataset, draft: bool) -> str:
 
 
 def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
+        return {"name": name, "list": [_feature(f.name, f.type) for f in kind.value_type]}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return {"name": name, "sequence": _dtype(kind.value_type)}
     return {"name": name, "dtype": _dtype(kind)}

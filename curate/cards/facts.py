@@ -153,7 +153,9 @@ def heads(folder: Folder) -> Iterator[Hash]:
 
 
 def measured_by(folder: Folder, column: str) -> str:
-    """The stage that adds a column, or `source`."""
+    """The stage that adds a column of the shards, or `source`."""
+    caption = files.read_json(folder.root / "run.json").get("shards", {}).get("caption", "caption")
+    column = {"caption": caption, "source_caption": "caption"}.get(column, column) if caption != "caption" else column
     return next((str(public(s["what"])) for s in folder.stages if column in s.get("adds", {}).values()), "source")
 
 

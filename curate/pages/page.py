@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from curate import expectation, files, searched
+from curate import expectation, files, recaptioned, searched
 from curate.folder import Folder
 from curate.pages import atlas, charts, tallies, wording
 from curate.pages.atlas import Atlas, atlas_of
@@ -59,6 +59,16 @@ class Content:
     def searched(self) -> list[str]:
         """What was searched for among all rows, and how surely, in sentences."""
         return list(searched.lines(self.folder))
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """What stood in for something better, in sentences."""
+        return list(searched.stand_ins(self.folder))
+
+    @property
+    def recaptioned(self) -> list[str]:
+        """What became of synthetic captions, in sentences."""
+        return list(recaptioned.lines(self.folder))
 
 
 @dataclass(frozen=True)

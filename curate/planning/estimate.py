@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from curate import progress
 from curate.errors import UserError
 from curate.folder import Folder
+from curate.ingest import ingest_sample
+from curate.locations import parse_source
 from curate.loop import first_of_loop, with_weights
 from curate.pipeline import Pipeline, load
 from curate.planning import costs
@@ -28,16 +31,18 @@ from curate.planning.sample import Sample, draw
 from curate.report import statuses
 from curate.run import Outcome
 from curate.scorers import warnings
-from curate.source import ingest_sample, parse_source
 from curate.stages import KeepUse, Stage, StepUse
 from curate.start import Session, ended_by_sigterm, trainer_of
 from curate.store import Store
 from curate.units import wilson
 
+if TYPE_CHECKING:
+    from train.config import Config
+
 PIECES = 4
 """Shards of the sample: the first one warms a step up, the others tell its pace."""
-WEIGHTS_COPIES = 4
-"""Bytes on disk of a training by those of its weights: the model, and a checkpoint with Adam's two moments."""
+CHECKPOINT_COPIES = 3
+"""Of the weights in a checkpoint: themselves, and Adam's two moments. A moving average is one more."""
 
 
 def estimate(file: Path, out: Path | None, *, rows: int, on: str, workers: int | None, sets: Sequence[str], attempt: str,
@@ -171,7 +176,12 @@ class _Trial:
         cores = 1 if self.outcome.pace.gpu_peak_bytes else config.threads or os.cpu_count() or 1
         seconds = None if pace is None else trainings * samples * pace * FORWARDS / cores
         sizes = costs.model_sizes(config.model)
-        return trainings, samples, seconds, trainings * 4 * sizes[0] * WEIGHTS_COPIES if sizes else 0
+        return trainings, samples, seconds, trainings * 4 * sizes[0] * weights_copies(config) if sizes else 0
+
+
+def weights_copies(config: "Config") -> int:
+    """Bytes on disk of a training by those of its weights: the model, its checkpoints, and the best weights if they are kept."""
+    return 1 + config.keep * (CHECKPOINT_COPIES + (config.ema is not None)) + (config.eval.keep_best is not None)
 
 
 def interval(kept: int, sample: int, total: int) -> tuple[int, int]:

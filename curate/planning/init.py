@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from curate import files, source
+from curate import cut, files
 from curate.errors import UserError
 from curate.locations import FOLDER, parse_source
 from curate.planning import guess
@@ -49,11 +49,11 @@ def init(sources: Sequence[str], out: Path, *, url: str | None, caption: str | N
     names = _names(given, url, caption, uid)
     where = _where(sources, given, out)
     settings = _settings(given, names, where)
-    text, first = _template(given, names), source.peek(parse_source(settings, out.parent))
+    text, first = _template(given, names), cut.peek(parse_source(settings, out.parent))
     ignored = _measured_anew(text, dict.fromkeys([*first, *given.values]))
     if ignored:
         settings["ignore"] = ignored
-        source.peek(parse_source(settings, out.parent))
+        cut.peek(parse_source(settings, out.parent))
     text = _rendered(text, given, names, settings, out)
     try:
         files.write_bytes(out, text.encode(), attempt)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate import columns, locations, readers, samples, source
+from curate import columns, cut, locations, readers, samples
 from curate.columns import Chunk
 from curate.errors import UserError
 from curate.locations import FOLDER, PICTURES, SIDECARS, TABLES, TARS, SourceFile
@@ -77,7 +77,7 @@ def _look(given: Given, caption: str | None, url: str | None) -> None:
     chosen = [given.files[i] for i in sorted({0, len(given.files) // 2, len(given.files) - 1})[:FILES]]
     chunks, read, consumed = [], [Counted(f.path, f.format) for f in chosen], 0
     for file in read:
-        with source.refusing(file):
+        with cut.refusing(file):
             chunk, at, ended = _first(given, file, caption, url)
         chunks.append(chunk)
         consumed += file.stamp().bytes if ended else at

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import columns, source
+from curate import columns, cut
 from curate.columns import Chunk
 from curate.errors import UserError
 from curate.locations import FOLDER, PICTURES, SourceFile, SourceSettings, names_in
@@ -99,7 +99,7 @@ class Reservoir:
 
 def draw(settings: SourceSettings, rows: int, seed: int = 0) -> Sample:
     """Up to `rows` rows of a source by a seed. Raises UserError for a source that is broken or holds no row."""
-    files = source.find_files(settings)
+    files = cut.find_files(settings)
     random = np.random.default_rng(seed)
     if all(f.format == "parquet" and not f.is_gzip for f in files) and len(files) <= MOST_FOOTERS:
         tables, total, exact, how = _of_groups(settings, files, rows, random)
@@ -107,7 +107,7 @@ def draw(settings: SourceSettings, rows: int, seed: int = 0) -> Sample:
         tables, total, exact, how = _of_files(settings, files, rows, random)
     if not sum(map(len, tables)):
         raise UserError(f"'{files[0].shown}' holds no row" if len(files) == 1 else "the source holds no row")
-    schema = pa.schema([pa.field(n, t) for n, t in source.peek(settings).items()])
+    schema = pa.schema([pa.field(n, t) for n, t in cut.peek(settings).items()])
     for table in tables:
         schema = columns.merged(schema, table.schema)
     schema = columns.settled(schema)
@@ -179,7 +179,7 @@ def _of_group(settings: SourceSettings, file: SourceFile, index: int, group: Gro
         return [int(i) for i in inside]
 
     found = []
-    with closing(source.tables(settings, file, index, BATCH, Seen(), group.number, pick)) as tables:
+    with closing(cut.tables(settings, file, index, BATCH, Seen(), group.number, pick)) as tables:
         for table in tables:
             found.append(table)
             if passed > wanted[-1]:
@@ -214,7 +214,7 @@ def _read(settings: SourceSettings, file: SourceFile, number: int, size: int, bu
     """Pass a file, or its first `budget` bytes, through the reservoir; (bytes read, whether that was all of it)."""
     counted = Counted(file.path, file.format)
     before = reservoir.picture_bytes
-    with closing(source.tables(settings, counted, number, BATCH, Seen(), None, reservoir)) as found:
+    with closing(cut.tables(settings, counted, number, BATCH, Seen(), None, reservoir)) as found:
         for table in found:
             tables.append(table)
             at = reservoir.picture_bytes - before if file.format == FOLDER else counted.consumed

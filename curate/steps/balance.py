@@ -5,12 +5,12 @@ from hashlib import blake2b
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
 from curate.step import Chunks, bool_, float64, whole
+from curate.words import counted
 
 Hashes = NDArray[np.uint64]
 Answers = Generator[dict[str, NDArray[np.generic]], None, dict[str, Any]]
@@ -28,7 +28,7 @@ def balance(concepts: Chunks, uid: Chunks, *, t: Annotated[int, Field(ge=1)] = 2
     A draw is a hash of seed, uid and entry: the same whatever the order of rows, the workers, or the other rows. So with a
     larger t every row stays that was drawn with a smaller one. Holds the distinct entries and their counts in memory.
     """
-    counts = _counted(concepts)
+    counts = counted(concepts)
     probs = np.minimum(1, t / counts["num"].to_numpy())
     keys = _keys([f"{seed}\0{entry}" for entry in counts["entry"].to_pylist()])
     drawn = 0
@@ -44,17 +44,6 @@ def balance(concepts: Chunks, uid: Chunks, *, t: Annotated[int, Field(ge=1)] = 2
         yield {"balance_kept": kept, "balance_prob": 0 - np.expm1(never)}
     tail = counts["num"].to_numpy()
     return {"entries": len(tail), "drawn": drawn, "tail_share": float(tail[tail < t].sum() / max(tail.sum(), 1))}
-
-
-def _counted(concepts: Chunks) -> pa.Table:
-    """entry, num: in how many rows each entry stands."""
-    table = pa.table({"entry": pa.array([], pa.string()), "num": pa.array([], pa.int64())})
-    for lists in concepts:
-        found = pc.value_counts(pc.list_flatten(lists))
-        shard = pa.table({"entry": found.field("values"), "num": found.field("counts")})
-        both = pa.concat_tables([table, shard]).group_by("entry", use_threads=False).aggregate([("num", "sum")])
-        table = both.rename_columns(["entry", "num"])
-    return table.combine_chunks()
 
 
 def _keys(texts: list[str]) -> Hashes:

@@ -1,18 +1,12 @@
 """Which letters of a caption are capitals: shouting, headlines, and what is no text at all."""
 
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.characters import ALNUM, CHARS_AT_ONCE, LOWER, UPPER, characters, first_of_words
 from curate.step import bool_, float64, step
-
-UPPER, LOWER, ALNUM, SPACE, SEEN = 1, 2, 4, 8, 16
-CHARS_AT_ONCE = 4_000_000
-_kind_of_code = np.zeros(sys.maxunicode + 1, np.uint8)
-"""What each code point is, a sum of the above; 0 before it was met for the first time."""
 
 
 @step(adds={"upper_ratio": float64, "first_upper": bool_, "capital_word_ratio": float64, "alnum_ratio": float64}, batch=10_000)
@@ -33,14 +27,10 @@ def caption_case(caption: pa.Array) -> dict[str, NDArray[np.generic]]:
     if rows > 1 and num_chars.sum() > CHARS_AT_ONCE:
         halves = [caption_case(half) for half in (caption[: rows // 2], caption[rows // 2 :])]
         return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
-    bounds = np.concatenate([[0], np.cumsum(num_chars, dtype=np.int64)])
-    upper, lower, alnum, space = _kinds(caption)
-    begins_row = np.zeros(len(alnum) + 1, bool)
-    begins_row[bounds] = True
-    begins_row = begins_row[:-1]
-    begins_run = np.flatnonzero(alnum & ~(np.concatenate([[False], alnum[:-1]]) & ~begins_row))
-    word = np.cumsum(space | begins_row, dtype=np.int32)
-    initial = begins_run[np.diff(word[begins_run], prepend=-1) > 0]
+    found = characters(caption)
+    bounds = found.bounds
+    upper, lower, alnum = ((found.kinds & kind) != 0 for kind in (UPPER, LOWER, ALNUM))
+    initial = _initials(alnum, first_of_words(found))
     first = np.searchsorted(initial, bounds)
     has_word = first[1:] > first[:-1]
     first_upper = np.zeros(rows, bool)
@@ -51,26 +41,25 @@ def caption_case(caption: pa.Array) -> dict[str, NDArray[np.generic]]:
             "capital_word_ratio": _share(capitals, cased_initials), "alnum_ratio": _share(_count(alnum, bounds), num_chars)}
 
 
+def _initials(alnum: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first letter or digit of each word that has one."""
+    odd = np.flatnonzero(~alnum[starts])
+    if not len(odd):
+        return starts
+    letters = np.append(np.flatnonzero(alnum), len(alnum))
+    initial, ends = starts.copy(), np.append(starts[1:], len(alnum))
+    initial[odd] = letters[np.searchsorted(letters[:-1], starts[odd])]
+    return initial[initial < ends]
+
+
 def _share(part: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.float64]:
     return part / np.maximum(of, 1)
 
 
 def _count(mask: NDArray[np.bool_], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
     """How often the mask is true between each bound and the next."""
-    return np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])[bounds])
-
-
-def _kinds(caption: pa.Array) -> tuple[NDArray[np.bool_], ...]:
-    """Masks over the characters of all captions: upper or title case, lower case, letter or digit, whitespace."""
-    _, ends, data = caption.buffers()
-    ends = np.frombuffer(ends, np.int32)[caption.offset : caption.offset + len(caption) + 1] if len(caption) else np.zeros(1, int)
-    text = bytes(data)[ends[0] : ends[-1]] if data is not None else b""
-    codes = np.frombuffer(text, np.uint8) if text.isascii() else np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)
-    kinds = np.take(_kind_of_code, codes)
-    for code in np.unique(codes[kinds == 0]).tolist():
-        char = chr(code)
-        is_upper = char.isupper() or char.istitle()
-        _kind_of_code[code] = SEEN | UPPER * is_upper | LOWER * char.islower() | ALNUM * char.isalnum() | SPACE * char.isspace()
-    if not kinds.all():
-        kinds = np.take(_kind_of_code, codes)
-    return tuple((kinds & kind) != 0 for kind in (UPPER, LOWER, ALNUM, SPACE))
+    counts = np.zeros(len(bounds) - 1, np.int64)
+    filled = bounds[1:] > bounds[:-1]
+    if filled.any():
+        counts[filled] = np.add.reduceat(mask.view(np.uint8), bounds[:-1][filled], dtype=np.int32)
+    return counts

@@ -1,27 +1,15 @@
 """Whether a caption is built like a sentence: determiner, noun, preposition, and how many of its words are nouns."""
 
-import json
-from pathlib import Path
-from typing import Annotated
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import AfterValidator
 
-from curate import spacy_models
+from curate import tagger as taggers
 from curate.step import bool_, float64, int32, step
-from curate.words import words_of
+from curate.tagger import DETERMINER, NOUN, PREPOSITION, PROPER, STAND_IN, WORD, Tagger
 
 ADDS = {"has_determiner": bool_, "has_noun": bool_, "has_preposition": bool_, "noun_ratio": float64, "num_nouns": int32,
         "num_proper_nouns": int32}
-STAND_IN = "stand_in"
-Tagger = Annotated[str, AfterValidator(lambda value: spacy_models.checked(value, STAND_IN))]
-NONE, WORD, DETERMINER, PREPOSITION, NOUN, PROPER = range(6)
-OF_SPACY = {"DET": DETERMINER, "ADP": PREPOSITION, "NOUN": NOUN, "PROPN": PROPER, "PUNCT": NONE, "SPACE": NONE, "SYM": NONE}
-NO_NOUN = r"(?:\pL(?:ly|ous|ful|less|able|ible|ish|ical)|[^aeiou]ed|i[sz]ed|\pL\pLing|\pL\pLest|\pL\pL\pLive)$"
-"""Endings of adverbs, adjectives, participles; our choice."""
 
 
 @step(adds=ADDS, batch=10_000)
@@ -42,38 +30,11 @@ class CaptionTags:
     """
 
     def __init__(self, *, tagger: Tagger = STAND_IN) -> None:
-        words = json.loads((Path(__file__).parent / "caption_tags_words.json").read_text())
-        classes = (("noun", NOUN), ("other", WORD), ("preposition", PREPOSITION), ("determiner", DETERMINER))
-        closed = {word: kind for name, kind in classes for word in words[name].split()}
-        self._words, self._classes = pa.array(closed), list(closed.values())
-        self._spacy = None if tagger == STAND_IN else spacy_models.load(tagger, "caption_tags", ["ner", "parser", "lemmatizer"])
+        self._tagger = taggers.made(tagger, "caption_tags")
 
     def __call__(self, caption: pa.Array) -> dict[str, NDArray[np.generic]]:
-        row, tag = self._by_lists(caption) if self._spacy is None else self._by_spacy(caption.to_pylist())
+        row, tag = self._tagger.tags(caption)
         counts = [np.bincount(row[tag == kind], minlength=len(caption)) for kind in range(6)]
         nouns = counts[NOUN] + counts[PROPER]
         return {"has_determiner": counts[DETERMINER] > 0, "has_noun": nouns > 0, "has_preposition": counts[PREPOSITION] > 0,
                 "noun_ratio": nouns / np.maximum(sum(counts[WORD:]), 1), "num_nouns": nouns, "num_proper_nouns": counts[PROPER]}
-
-    def _by_lists(self, caption: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        row, kind, kinds = words_of(caption, lower=False)
-        low = pc.utf8_lower(kinds)
-        letters = _true(pc.match_substring_regex(kinds, r"\p{L}")) & ~_true(pc.match_substring_regex(kinds, r"\p{N}"))
-        open_noun = letters & ~_true(pc.match_substring_regex(low, NO_NOUN))
-        guess = np.where(open_noun, np.where(_true(pc.match_substring_regex(kinds, r"^\p{Lu}")), PROPER, NOUN), WORD)
-        listed = pc.fill_null(pc.index_in(low, self._words), len(self._words)).to_numpy()
-        of_list = np.array([*self._classes, NONE])[listed]
-        tag = np.where(of_list == NONE, guess, of_list)[kind]
-        is_first = np.diff(row, prepend=-1) > 0
-        return row, np.where(is_first & (tag == PROPER), NOUN, tag)
-
-    def _by_spacy(self, captions: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        assert self._spacy is not None
-        tags = [[OF_SPACY.get(token.pos_, WORD) for token in doc] for doc in self._spacy.pipe(captions)]
-        row = np.repeat(np.arange(len(tags)), [len(t) for t in tags])
-        return row, np.array([t for line in tags for t in line], np.int64)
-
-
-def _true(mask: pa.Array) -> NDArray[np.bool_]:
-    values: NDArray[np.bool_] = mask.to_numpy(zero_copy_only=False)
-    return values

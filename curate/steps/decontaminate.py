@@ -57,8 +57,9 @@ class Decontaminate:
     0.975 of its own embedding; DataComp takes 0.604169 with ISC descriptors, which `join` and `embeddings` bring in; COYO-700M
     (README) equal phash. hash_bits: 4 is our choice. Edits that phash does not bear (rotations, flips, crops of more than some
     per cent), and pictures stored by center_crop or border, take `cos`. `keep: not contaminated` lets them go, and the shards'
-    manifest then says against what they were checked. An embedding that is missing or has no direction gives null where
-    bytes and hash found nothing. Each worker reads the benchmarks once: some 200 pictures a second a core, embedding apart.
+    manifest then says against what they were checked, as does that of any choice from these shards. An embedding that is missing
+    or has no direction gives null where bytes and hash found nothing. Each worker reads the benchmarks once: some 200 pictures a
+    second a core, embedding apart.
     """
 
     def __init__(self, *, against: NamedFiles, bytes: bool = True, hash_bits: Annotated[int, Field(ge=0, le=8)] | None = 4,

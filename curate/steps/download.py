@@ -25,7 +25,7 @@ from curate.step import File, Operational, bool_, fetch, float32, image, int32, 
 @fetch(adds={"image": image, "status": string, "error": string, "http_status": int32, "num_bytes": int64, "sha256": string,
              "original_format": string, "original_width_px": int32, "original_height_px": int32,
              "exif_gps": bool_, "opt_out_signal": string, "opt_out_value": string, "fetch_seconds": float32, "attempts": int32},
-       volatile=("fetch_seconds", "attempts"), version=3)
+       volatile=("fetch_seconds", "attempts"), version=4)
 class Download:
     """Stores the picture of a url; `status` is ok or why not, sizes in pixels, `num_bytes` and `sha256` of the file as it came.
 

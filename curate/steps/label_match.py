@@ -1,6 +1,5 @@
 """Whether the caption names something that the picture shows, by the likeliest labels of a long list."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,12 +11,10 @@ from pydantic import Field
 from curate.errors import UserError
 from curate.heads.use import embedder
 from curate.step import File, Maker, Weights, int32, step, string
-from curate.words import folded, read_list, words_of
+from curate.words import folded, read_list, stem, words_of
 
 PROMPT = "a photo of a {}"
 """CLIP's own prompt (Radford et al. 2021, section 3.1.4)."""
-ENDINGS = ((r"(?<![ea])ies$", "y"), (r"(?<![aeo])es$", "e"), (r"(?<![us])s$", ""))
-"""Harman 1991 (How effective is suffixing?), the S-stemmer: the first that fits."""
 
 
 def _completes(settings: Mapping[str, Any], makers: Mapping[str, Maker]) -> Mapping[str, Any]:
@@ -56,7 +53,7 @@ class LabelMatch:
         if not self._names:
             raise UserError(f"step 'label_match': {labels} has no label")
         words = [folded(pa.array(name.split(), pa.string())).to_pylist() for name in self._names]
-        self._stems = [frozenset(_stem(word) for word in name if word) for name in words]
+        self._stems = [frozenset(stem(word) for word in name if word) for name in words]
         self._top = min(top, len(self._names))
         self._emb = _embedded(self._names, str(model), str(pretrained))
 
@@ -91,15 +88,8 @@ def _best(scores: NDArray[np.float32], top: int) -> NDArray[np.int64]:
 def _stems_of(caption: pa.Array) -> list[set[str]]:
     """The stems of each caption's words."""
     row, kind, kinds = words_of(caption)
-    stems = [_stem(word) for word in kinds.to_pylist()]
+    stems = [stem(word) for word in kinds.to_pylist()]
     found: list[set[str]] = [set() for _ in range(len(caption))]
     for r, k in zip(row.tolist(), kind.tolist(), strict=True):
         found[r].add(stems[k])
     return found
-
-
-def _stem(word: str) -> str:
-    for ending, instead in ENDINGS:
-        if len(word) > 3 and re.search(ending, word):
-            return re.sub(ending, instead, word)
-    return word

@@ -1,18 +1,22 @@
 """takedown.pending.json: what a takedown has decided to do, while it does it; takedowns.jsonl: what was done.
 
 The first is the commit point. It is written before anything changes and removed when all is done, so a takedown that was killed
-goes on with the same rows, whatever of them is blank already. It names uids, as long as it is there. The second stays, and names
-nobody: time, digest of the list, counts, files, models.
+goes on with the same rows, whatever of them is blank already. Like the tombstones it holds hashes, and places of rows, as long as
+it is there. The second stays, and names nobody: time, digest of the list, counts, files, models.
 """
 
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curate import files
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate import block_list, files
 from curate.takedown.find import Found
 from curate.tombstones import PENDING
 
@@ -26,7 +30,8 @@ class Plan:
     list_digest: str
     rows: dict[int, list[int]]
     image_ids: list[str]
-    uids: list[str]
+    uid_hashes: list[str]
+    """sha256 of the uids, as a user's own may say who it is about"""
     tombstones: list[str]
     kept_rows: int
     """of the rows, those that the run had kept"""
@@ -43,11 +48,20 @@ class Plan:
         """How many rows go."""
         return sum(map(len, self.rows.values()))
 
+    @cached_property
+    def _hashed(self) -> frozenset[str]:
+        return frozenset(self.uid_hashes)
+
+    def uids_in(self, values: pa.ChunkedArray) -> pa.Array:
+        """Those of a column's values that are uids of rows that go, each once."""
+        found = pc.unique(values).drop_null().cast(pa.string())
+        return found.filter(pa.array([block_list.sha256_of(uid) in self._hashed for uid in found.to_pylist()], pa.bool_()))
+
 
 def plan_of(found: Found, list_digest: str, bits: int, **told: Any) -> Plan:
     """The plan for what was found; `told` are its other fields."""
-    return Plan(list_digest, {n: found.rows[n] for n in sorted(found.rows)}, sorted(found.image_ids), sorted(found.uids),
-                found.tombstones(bits), **told)
+    return Plan(list_digest, {n: found.rows[n] for n in sorted(found.rows)}, sorted(found.image_ids),
+                sorted(map(block_list.sha256_of, found.uids)), found.tombstones(bits), **told)
 
 
 def read(root: Path) -> Plan | None:

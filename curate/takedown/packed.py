@@ -7,34 +7,36 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import files, funnel
 from curate.folder import Folder
 from curate.measure import Worker
 from curate.pipeline import ShardSettings, load
-from curate.shards import is_packed, pack_block, plan_blocks, write_manifest, write_subset
+from curate.shards import is_packed, pack_block, plan_blocks, write_manifest
 from curate.store import Store
+from curate.subset import write_subset
 from curate.takedown.journal import Plan
 
 
 def drop(root: Path, plan: Plan) -> Iterator[Path]:
     """Delete the tars, tables and stats that hold one of these rows, and the table of uids; the set stops being whole."""
-    uids = pa.array(plan.uids, pa.string())
     for parquet in sorted((root / "shards").glob("[0-9]*.parquet")):
-        if not pc.any(pc.is_in(pq.read_table(parquet, columns=["uid"], partitioning=None)["uid"], uids)).as_py():
+        if not _holds(parquet, plan):
             continue
         (root / "shards" / "manifest.json").unlink(missing_ok=True)
         for path in (parquet.with_name(f"{parquet.stem}_stats.json"), parquet.with_suffix(".tar"), parquet):
             path.unlink(missing_ok=True)
         yield parquet.with_suffix(".tar")
     subset = root / "subset.parquet"
-    if subset.exists() and pc.any(pc.is_in(pq.read_table(subset, columns=["uid"], partitioning=None)["uid"], uids)).as_py():
+    if subset.exists() and _holds(subset, plan):
         subset.with_suffix(".npy").unlink(missing_ok=True)
         subset.unlink()
         yield subset
+
+
+def _holds(parquet: Path, plan: Plan) -> bool:
+    return len(plan.uids_in(pq.read_table(parquet, columns=["uid"], partitioning=None)["uid"])) > 0
 
 
 def settings_of(root: Path) -> dict[str, Any]:

@@ -5,9 +5,11 @@ these may be done again: what is gone already changes nothing.
     source/     the row stays as a place: no value, and a uid that means nothing
     columns/    the row's values go, and where another row names it, that name
     kept/       the row leaves as `removed`, before the first stage
-    models/     pairs and held-out tables lose the row; models do not change
+    models/     pairs and held-out tables lose the row; a training that is not at its end loses its checkpoints and begins anew;
+                models do not change
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,14 +28,19 @@ from curate.tar import blanked, members
 
 def scrub(store: Store, source: Source, plan: Plan) -> Iterator[Path]:
     """Do all of it; every file that was rewritten."""
-    ids, uids = pa.array(plan.image_ids, pa.string()), pa.array(plan.uids, pa.string())
+    ids = pa.array(plan.image_ids, pa.string())
     yield from _images(store, frozenset(plan.image_ids))
     yield from _source(store, source, plan, ids)
     for path in parts(store.root):
-        yield from _filtered(store, path, lambda table, path=path: _part(table, path, plan, ids, uids))  # type: ignore[misc]
+        yield from _filtered(store, path, lambda table, path=path: _part(table, path, plan, ids))  # type: ignore[misc]
     yield from _kept(store, source, plan)
     for path in sorted((store.root / "models").glob("*.parquet")):
-        yield from _filtered(store, path, lambda table: _without(_without(table, "uid", uids), "image_id", ids))
+        yield from _filtered(store, path, lambda table: _without(
+            _without(table, "uid", plan.uids_in(table["uid"])), "image_id", ids))
+    for folder in sorted((store.root / "models").glob("*/checkpoints")):
+        if not any((folder.parent / "model").glob("*")):
+            shutil.rmtree(folder)
+            yield folder
 
 
 def _filtered(store: Store, path: Path, change: Callable[[pa.Table], pa.Table]) -> Iterator[Path]:
@@ -53,7 +60,7 @@ def _without(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.filter(pc.invert(gone)) if pc.any(gone).as_py() else table
 
 
-def _part(table: pa.Table, path: Path, plan: Plan, ids: pa.Array, uids: pa.Array) -> pa.Table:
+def _part(table: pa.Table, path: Path, plan: Plan, ids: pa.Array) -> pa.Table:
     """A column part without these rows, and without their names in others."""
     if "row" in table.column_names:
         rows = plan.rows.get(int(path.name.split(".")[0]), [])
@@ -61,7 +68,7 @@ def _part(table: pa.Table, path: Path, plan: Plan, ids: pa.Array, uids: pa.Array
     else:
         table = _without(table, "image_id", ids)
     for name in (n for n in LINKS if n in table.column_names):
-        named = pc.is_in(table[name], ids if name == "same_as" else uids, skip_nulls=True)
+        named = pc.is_in(table[name], ids if name == "same_as" else plan.uids_in(table[name]), skip_nulls=True)
         if pc.any(named).as_py():
             at = table.column_names.index(name)
             table = table.set_column(at, name, pc.if_else(named, pa.scalar(None, table[name].type), table[name]))

@@ -38,7 +38,7 @@ class Sample:
 
 
 Gone = Mapping[str, Sequence[str]]
-"""Tar → the keys that go."""
+"""Tar → the sha256 of each key that goes."""
 
 
 def takedown(target: str, asked: Callable[[], Wanted], dry_run: bool, attempt: str) -> Iterator[str]:
@@ -73,14 +73,14 @@ def _gone(paths: Sequence[Path], wanted: Wanted) -> dict[str, list[str]]:
     gone: dict[str, list[str]] = {}
     for path, sample in _samples(paths, wanted):
         if _is_listed(sample, wanted) or _is_like(sample, same, sorted(seeds), wanted.bits):
-            gone.setdefault(str(path), []).append(sample.key)
+            gone.setdefault(str(path), []).append(block_list.sha256_of(sample.key))
     return gone
 
 
 def _carry_out(paths: Sequence[Path], plan: Mapping[str, Any], attempt: str) -> None:
     gone: Gone = plan["gone"]
-    for path, keys in gone.items():
-        _rewrite(Path(path), frozenset(keys), attempt)
+    for path, hashes in gone.items():
+        _rewrite(Path(path), frozenset(hashes), attempt)
     for folder in sorted({p.parent for p in paths}):
         _manifest(folder, attempt)
     home = paths[0].parent
@@ -153,12 +153,13 @@ def _is_like(sample: Sample, same: set[str], seeds: Sequence[str], bits: int) ->
     return sample.look.sha256 in same or bool(near([sample.look.phash], seeds, bits)[0])
 
 
-def _rewrite(path: Path, gone: frozenset[str], attempt: str) -> None:
+def _rewrite(path: Path, hashes: frozenset[str], attempt: str) -> None:
     """Table, stats, then the tar; the new one is on disk before any of them appears. A tar without the keys is done."""
     with open(path, "rb") as tar:
         names = [member.name for member in members(tar)]
         keys = {_key(name) for name in names}
-        if keys.isdisjoint(gone):
+        gone = frozenset(key for key in keys if block_list.sha256_of(key) in hashes)
+        if not gone:
             return
         _write_anew(path, tar, gone, {name for name in names if _key(name) in gone}, len(keys - gone), attempt)
 

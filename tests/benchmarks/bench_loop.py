@@ -22,7 +22,7 @@ from curate import files
 from curate.folder import Folder
 from tests.benchmarks import ROOT, Row
 from tests.site import demo
-from train.evaluate import auroc
+from train.figures import auroc
 
 SEEDS = (0, 1, 2)
 T_95 = {2: 4.302653, 3: 3.182446, 4: 2.776445}

@@ -85,7 +85,7 @@ train: {samples_seen: 50M, batch: 4096, lr: 5e-4}
 DATA = """\
 ### train.data
 
-Tars by themselves (`data: shards/*.tar`), or a map of these, with either shards or a table:
+Tars by themselves (`data: shards/*.tar`), or a map of these, with either shards or a table, or a list of such maps:
 """
 LOOP = """\
 ## loop
@@ -165,7 +165,8 @@ def _fields(kind: Any, prefix: str) -> str:
 
 
 def _data() -> str:
-    says, takes = docs_of(Data), {"root": "text"}
+    says, takes = docs_of(Data), {"root": "text", "missing": "drop, keep", "weight": "a number above 0",
+                                  "sources": "a list of such maps, without a key of its own"}
     return table(HEAD, ([code(f"data.{name}"), takes.get(name, "a path or a list of paths"), _value(value), says[name]]
                         for name, value in defaults_of(Data).items()))
 

@@ -25,12 +25,15 @@ def type_in_words(annotation: Any) -> str:
         if "weights" in marks or "file" in marks:
             if typing.get_origin(kind) is dict:
                 return "a map of names to files, folders or patterns"
+            if "blip" in marks:
+                return "weights: a name on Hugging Face or a folder"
             return "weights: a published tag or a checkpoint" if "weights" in marks else "a file or a pattern"
         return " ".join([type_in_words(kind), *_limits(m for m in marks if isinstance(m, FieldInfo))])
     if typing.get_origin(annotation) is Literal:
         return listed([code(v) for v in typing.get_args(annotation)])
     if typing.get_origin(annotation) is list:
-        return {"text": "a list of texts", "a path": "a list of paths"}[type_in_words(typing.get_args(annotation)[0])]
+        inner = type_in_words(typing.get_args(annotation)[0])
+        return {"text": "a list of texts", "a path": "a list of paths"}.get(inner, f"a list of {inner}")
     return PLAIN[annotation]
 
 

@@ -1,3 +1,4 @@
+import html
 import importlib.util
 import sys
 import time
@@ -8,10 +9,13 @@ import pyarrow as pa
 import pytest
 
 from curate.errors import UserError
+from curate.folder import Folder
+from curate.pages.page import write
 from curate.pipeline import load
+from curate.searched import stand_ins
 from curate.step import load_step
 from curate.steps.caption_tags import CaptionTags
-from tests.running import write_pipeline, write_pool
+from tests.running import run_here, write_pipeline, write_pool
 
 FAKE = '''
 class Token:
@@ -71,6 +75,10 @@ def test_the_stand_in_is_named_in_the_run(tmp_path: Path) -> None:
     write_pool(tmp_path, ["a dog"])
     (use,) = load(write_pipeline(tmp_path, "caption_tags")).stages
     assert use.settings == {"tagger": "stand_in"}  # type: ignore[union-attr]
+    run_here(write_pipeline(tmp_path, "caption_tags"), tmp_path / "run")
+    (line,) = stand_ins(Folder.open(tmp_path / "run"))
+    assert line == "caption_tags: lists and patterns stand in for a part-of-speech tagger; `tagger: spacy:MODEL` is one."
+    assert line in html.unescape(write(tmp_path / "run", "test").read_text())
 
 
 @pytest.fixture

@@ -321,7 +321,7 @@ def test_the_trainer_takes_it_from_the_manifests_beside_its_tars(tmp_path: Path)
     for name, entries in (("a", [one, two]), ("b", [two])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.tar").touch()
-        (tmp_path / name / "manifest.json").write_text(json.dumps({"decontaminated": entries}))
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"shards": [{"file": "0.tar"}], "decontaminated": entries}))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "0.tar").touch()
     assert decontaminated(Data(shards=(str(tmp_path / "a/*.tar"),))) == {"decontaminated": [one, two]}

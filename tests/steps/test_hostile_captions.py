@@ -14,9 +14,11 @@ from curate.steps.blocklist import Blocklist
 from curate.steps.caption_case import caption_case
 from curate.steps.caption_clean import CaptionClean
 from curate.steps.caption_count import caption_count
+from curate.steps.caption_entities import CaptionEntities
 from curate.steps.caption_length import caption_length
 from curate.steps.caption_repetition import caption_repetition
 from curate.steps.caption_tags import CaptionTags
+from curate.steps.caption_trim import CaptionTrim
 from curate.steps.concept_match import ConceptMatch
 from curate.steps.hypernym import Hypernym
 from curate.steps.private_data import private_data
@@ -42,13 +44,15 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measure]:
     return {"blocklist": lambda c: Blocklist(words=words)(c, None), "caption_case": caption_case, "caption_clean": CaptionClean(),
             "caption_length": caption_length, "caption_repetition": caption_repetition, "caption_tags": CaptionTags(),
             "concept_match": ConceptMatch(entries=words), "private_data": private_data, "word_list": WordList(words=words),
+            "caption_entities": lambda c: CaptionEntities()(c.to_pylist()),
+            "caption_trim": lambda c: CaptionTrim()(c.to_pylist()),
             "hypernym": lambda c: Hypernym(table=folder / "names.tsv")(c.to_pylist()),
             "rare_words": lambda c: next(rare_words(Chunks(lambda: iter([c])), memory_gb=1)),
             "caption_count": lambda c: next(caption_count(Chunks(lambda: iter([c])), Chunks(lambda: iter([c])), memory_gb=1))}
 
 
 NAMES = ("blocklist", "caption_case", "caption_clean", "caption_length", "caption_repetition", "caption_tags", "concept_match",
-         "private_data", "word_list", "hypernym", "rare_words", "caption_count")
+         "private_data", "word_list", "hypernym", "rare_words", "caption_count", "caption_entities", "caption_trim")
 
 
 def captions(chars: int) -> pa.Array:

@@ -15,7 +15,7 @@ class Entity:
         self.label_, self.start_char, self.end_char = label, start, end
 class Doc:
     def __init__(self, text):
-        names = [("PERSON", "Ann Lee"), ("GPE", "Rome"), ("DATE", "1999"), ("PERSON", "Harrison")]
+        names = [("PERSON", "Ann Lee"), ("GPE", "Rome"), ("DATE", "1999"), ("PERSON", "Harrison"), ("ORG", "Fiat")]
         self.ents = [Entity(label, text.index(name), text.index(name) + len(name)) for label, name in names if name in text]
 class Model:
     def pipe(self, texts):
@@ -71,6 +71,30 @@ def test_a_model_and_a_table(table: Path) -> None:
     assert Hypernym(ner="spacy:tiny", person="<PERSON>")(captions) == {
         "caption_hypernym": ["<PERSON> in place, 1999", "<PERSON> Ford", "nothing"], "num_names": [2, 1, 0]}
     assert Hypernym(ner="spacy:tiny", table=table)(captions[:2])["caption_hypernym"] == ["person in place, 1999", "actor"]
+
+
+@pytest.mark.usefixtures("spacy")
+def test_only_persons_of_a_model(table: Path) -> None:
+    step = Hypernym(ner="spacy:tiny", types=["PERSON"], person="<PERSON>")
+    assert step(["Ann Lee in Rome, by Fiat"]) == {"caption_hypernym": ["<PERSON> in Rome, by Fiat"], "num_names": [1]}
+
+
+@pytest.mark.parametrize(("caption", "expected", "names"), [
+    ("Harrison Ford in Paris", "actor", 2),
+    ("A shop in Paris, France, at night", "A shop, at night", 2),
+    ("Streets of Paris and Rome", "Streets and town", 2),
+    ("In Paris a car waits", "a car waits", 1),
+    ("Paris by night", "town by night", 1),
+    ("a chain Paris likes", "a chain town likes", 1),
+    ("from the Paris of old", "of old", 1),
+    ("a lot in Fords", "a lot in Fords", 0),
+    ("near Paris", "", 1),
+])
+def test_places_behind_a_preposition_are_cut(tmp_path: Path, caption: str, expected: str, names: int) -> None:
+    """CC3M removes "in Los Angeles"; a place that is the subject is replaced."""
+    (tmp_path / "t.tsv").write_text("Harrison Ford\tactor\nParis\ttown\nRome\ttown\nFrance\tcountry\n")
+    step = Hypernym(table=tmp_path / "t.tsv", cut=["town", "country"])
+    assert step([caption]) == {"caption_hypernym": [expected], "num_names": [names]}
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from curate.errors import UserError
 from curate.pipeline import load
 from curate.steps import label_match
 from curate.steps.label_match import LabelMatch
+from curate.words import stem as stemmed
 from tests.running import write_pipeline, write_pool
 
 EMBED = ["download", "clip_embed: {as: ref, model: curate-conv-64, pretrained: 'random:0'}"]
@@ -42,7 +43,7 @@ def test_without_an_embedding_it_is_unknown(step: LabelMatch) -> None:
     ("gas", "gas"), ("trees", "tree"), ("as", "as")])
 def test_harman_s_stemmer(word: str, stem: str) -> None:
     """1991: ies → y, es → e, s → nothing; not after aeo before es, u or s before s. Words of up to 3 letters stay: ours."""
-    assert label_match._stem(word) == stem
+    assert stemmed(word) == stem
 
 
 def test_it_takes_the_model_whose_embeddings_it_reads(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_clip_model_in_chunks_is_one_pass(name: str) -> None:
                                    partial(loss_of, name, ALONE))
     SAME(gradients(towers), expected)
     SAME(value, loss_of(name, ALONE, towers(pixels, tokens, pictures)).detach())
-    assert whole.image_ND.shape == (7, 32) and not any(t.requires_grad for t in whole if t is not None)
+    assert whole.image_ND.shape == (7, 32) and not any(t.requires_grad for t in whole[:5] if t is not None)
 
 
 def test_dropout_is_the_same_both_times() -> None:

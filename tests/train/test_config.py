@@ -76,9 +76,9 @@ def test_steps() -> None:
     (MINIMAL + "crop: [1, 0.5]\n", "train.yaml:3: crop: [1, 0.5] is not a smaller and a larger share"),
     (MINIMAL + "flip: maybe\n", "train.yaml:3: flip: 'maybe' is neither true nor false"),
     (MINIMAL + "precision: bf17\n", "train.yaml:3: precision: 'bf17'; did you mean 'bf16'?"),
-    (MINIMAL + "loss: itm\n", "train.yaml:3: loss: 'itm'; there is clip, siglip"),
+    (MINIMAL + "loss: itm\n", "train.yaml:3: loss: 'itm'; there is blip, blip_captioner, blip_filter, clip, coca, siglip"),
     (MINIMAL + "loss: siglp\n", "train.yaml:3: loss: 'siglp'; did you mean 'siglip'?"),
-    (MINIMAL + "micro_batch: 0\n", "train.yaml:3: micro_batch: 0 is not a whole number of 1 or more"),
+    (MINIMAL + "micro_batch: 0\n", "train.yaml:3: micro_batch: 0 is not a whole number of 1 or more, nor auto"),
     (MINIMAL + "ema: 1\n", "train.yaml:3: ema: 1 is not a number from 0 to 0.999999"),
     (MINIMAL + "eval: {evry: 3}\n", "train.yaml:3: eval has no setting 'evry'; did you mean 'every'?"),
     (MINIMAL + "eval: 3\n", "train.yaml:3: eval: 3 is not a map of settings"),
@@ -88,6 +88,19 @@ def test_steps() -> None:
     ("data: 3\nsamples_seen: 1\n", "train.yaml:1: data: 3 is not a path or a list of paths"),
     ("data: {tabel: x}\nsamples_seen: 1\n", "train.yaml:1: data: no setting 'tabel'; did you mean 'table'?"),
     ("data: {root: x}\nsamples_seen: 1\n", "train.yaml:1: data: give either shards or a table"),
+    ("data: [{shards: a, weight: 2}, b]\nsamples_seen: 1\n",
+     "train.yaml:1: data: a list holds either paths or sources like {shards: a/*.tar, weight: 2}"),
+    ("data: [{shards: a, weigth: 2}]\nsamples_seen: 1\n",
+     "train.yaml:1: data: source 1: no setting 'weigth'; did you mean 'weight'?"),
+    ("data: [{shards: a, weight: 0}]\nsamples_seen: 1\n",
+     "train.yaml:1: data: source 1: weight: 0 is not a number above 0"),
+    ("data: {shards: a, missing: drop}\nsamples_seen: 1\n", "train.yaml:1: data: missing belongs to scores"),
+    ("data: 'pipe:cat a.tar'\nsamples_seen: 1\n",
+     "train.yaml:1: data: 'pipe:cat a.tar' is no file; only files are read, commands never run"),
+    (MINIMAL + "curriculum: 0.3\n",
+     "train.yaml:3: curriculum: 0.3 is not a map like {by: clip_cos, from: 0.3}"),
+    (MINIMAL + "curriculum: {by: clip_cos, from: 2}\n",
+     "train.yaml:3: curriculum: from: 2 is not a number above 0 and at most 1"),
     ("data: x\nsamples_seen: lots\n",
      "train.yaml:2: samples_seen: 'lots' is not a number of samples like 50M or 3000, nor of epochs like '3 epochs'"),
 ])
@@ -137,3 +150,21 @@ def test_identity_knows_trainings_from_before_a_setting() -> None:
     assert from_mapping({**base, "loss": "clip", "micro_batch": None, "ema": None}).identity() == first
     for changed in ({"loss": "siglip"}, {"micro_batch": 64}, {"ema": 0.99}):
         assert from_mapping({**base, **changed}).identity() == {**first, **changed}
+
+
+def test_identity_knows_trainings_from_before_a_setting_of_eval() -> None:
+    first = from_mapping({"data": "a", "samples_seen": 100, "eval": {"images": "b"}}).identity()
+    assert first["eval"] == {"retrieval": None, "images": "b", "classes": None, "every": 0}
+    probed = from_mapping({"data": "a", "samples_seen": 100, "eval": {"images": "b", "images_train": "c", "benchmarks": "d"}})
+    assert probed.identity()["eval"] == {**first["eval"], "images_train": "c", "benchmarks": ["d"]}
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"images_train": "a"}, "eval: images_train needs images, the pictures that its probe is tested on"),
+    ({"probe": True}, "eval: probe needs benchmarks; over folders of pictures it is images_train"),
+    ({"benchmarks": 3}, "eval.benchmarks: 3 is not a path or a list of paths"),
+])
+def test_settings_of_eval_that_do_not_fit_together(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_mapping({"data": "a", "samples_seen": 100, "eval": settings})
+    assert str(error.value) == message

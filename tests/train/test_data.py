@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.train.toys import caption, encoded, img2dataset_shard, pairs, scene, shard, table, write_tar
 from train.config import Data
 from train.data import Index, open_data
 from train.errors import DataError
+from train.order import caption_of
 
 
 def content(index: Index) -> list[tuple[bytes, list[str]]]:
@@ -45,6 +47,19 @@ def test_a_list_of_captions_in_the_json(tmp_path: Path) -> None:
     assert [index.captions(i) for i in range(3)] == [["a", "b"], ["c", "d"], ["e"]]
 
 
+def test_how_often_each_caption_is_shown(tmp_path: Path) -> None:
+    json_of = [{"captions": ["a", "b", "c"], "caption_probs": [6, 2, 0]}, {"captions": ["d", "e"]}]
+    path = write_tar(tmp_path / "0.tar", [member for n, meta in enumerate(json_of) for member in (
+        (f"{n}.jpg", encoded(scene(n))), (f"{n}.json", json.dumps(meta).encode()))])
+    index = open_data(Data(shards=(str(path),)))
+    assert [index.captions(i) for i in range(2)] == [["a", "b"], ["d", "e"]]
+    assert index.chance is not None and index.chance.tolist() == [0.75, 0.25, 0.5, 0.5]
+    seen = [caption_of(np.arange(2), index.first, 5, epoch, index.chance).tolist() for epoch in range(4000)]
+    assert abs(sum(first == 0 for first, _ in seen) / 4000 - 0.75) < 0.03
+    assert {second for _, second in seen} == {2, 3}
+    assert caption_of(np.array([1, 0]), index.first, 5, 3, index.chance).tolist() == seen[3][::-1]
+
+
 def test_samples_of_one_image_are_one_picture_with_several_captions(tmp_path: Path) -> None:
     def member(key: str, image_id: str, text: str) -> list[tuple[str, bytes]]:
         return [(f"{key}.jpg", encoded(scene(int(image_id)))), (f"{key}.json", json.dumps({"image_id": image_id}).encode()),
@@ -75,7 +90,10 @@ def test_the_digest_says_what_is_inside_not_where_it_lies(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("members", "message"), [
     ([("1.jpg", b"x"), ("1.json", b"{")], "'1.json' is not JSON"),
+    ([("1.jpg", b"x"), ("1.json", b"[" * 100_000)], "'1.json' is not JSON"),
     ([("1.jpg", b"x"), ("1.json", b"[]")], "'1.json' is not a map"),
+    ([("1.jpg", b"x"), ("1.json", b'{"captions": ["a"], "caption_probs": [1, 1]}')],
+     "'1.json': 2 caption_probs for 1 captions"),
     ([("1.jpg", b"x"), ("1.json", b'{"key": "2"}')], "'1.json' belongs to '2'"),
 ])
 def test_a_wrong_json_is_refused(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.toys import config, logged, shard
-from train import loop
 from train.config import Data
 from train.data import open_data
 from train.ema import Average, decay_at
@@ -31,7 +30,7 @@ def test_what_it_keeps_of_itself() -> None:
 
 
 def test_the_average_of_three_steps() -> None:
-    loaded = loop.load("toy-conv-32", "random:0")
+    loaded = load("toy-conv-32", "random:0")
     average = Average(loaded, 0.3)
     model, mine = loaded.model, average.loaded.model
     frozen = model.visual.conv1.weight.clone()
@@ -60,7 +59,7 @@ def test_it_is_exported_and_evaluated_and_changes_no_step(shards: str, tmp_path:
     folders = sorted((tmp_path / "averaged" / "checkpoints").iterdir())
     assert tensors_digest(load_file(folders[-1] / "learning.safetensors")) == plain.weights
 
-    source = loop.load("toy-conv-32", "random:0")
+    source = load("toy-conv-32", "random:0")
     average = Average(source, 0.6)
     for number, folder in enumerate(folders, 1):
         source.model.load_state_dict(load_file(folder / "learning.safetensors"))

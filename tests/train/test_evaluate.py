@@ -1,84 +1,18 @@
-"""Recall, AUROC and accuracy by hand, against a naive count, and on folders."""
+"""A model on shards, on folders of classes and on benchmarks."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
+from tests.train.test_benchmarks import classification, retrieval
 from tests.train.toys import caption, colour_of, encoded, scene, shard
 from train import evaluate
 from train.config import Data, Eval
 from train.errors import DataError
-from train.evaluate import accuracy_at_k, auroc, class_embeddings, evaluate_retrieval, read_classes, recall_at_k
+from train.evaluate import class_embeddings, evaluate_retrieval, read_classes
 from train.models.weights import Loaded, load
-
-EYE = np.eye(4, dtype=np.float32)
-
-
-def test_recall_by_hand() -> None:
-    """Two pictures, three captions: picture 0 has captions 0 and 2, picture 1 has caption 1."""
-    images = np.array([[1, 0], [0, 1]], np.float32)
-    texts = np.array([[0.6, 0.8], [0.8, 0.6], [1, 0]], np.float32)
-    assert recall_at_k(images, texts, np.array([0, 1, 0]), at=(1, 2)) == {
-        "text_to_image_recall_at_1": pytest.approx(1 / 3), "image_to_text_recall_at_1": pytest.approx(1 / 2),
-        "recall_at_1": pytest.approx(5 / 12), "text_to_image_recall_at_2": 1.0, "image_to_text_recall_at_2": 1.0,
-        "recall_at_2": 1.0}
-
-
-def test_other_right_captions_push_none_down() -> None:
-    texts = EYE[[0, 0, 0, 1]]
-    assert recall_at_k(EYE[:2], texts, np.array([0, 0, 0, 1]), at=(1,))["image_to_text_recall_at_1"] == 1.0
-
-
-def test_a_model_that_says_the_same_of_all_is_at_chance() -> None:
-    same = np.ones((10, 3), np.float32)
-    found = recall_at_k(same, same, np.arange(10), at=(1, 5))
-    assert found["recall_at_1"] == pytest.approx(0.1) and found["recall_at_5"] == pytest.approx(0.5)
-
-
-def naive(queries: NDArray[np.float32], candidates: NDArray[np.float32], right: list[set[int]], k: int) -> float:
-    order = np.argsort(-(queries @ candidates.T), axis=1, kind="stable")
-    hits = 0
-    for query, wanted in enumerate(right):
-        best = next(c for c in order[query] if c in wanted)
-        wrong_before = [c for c in order[query][: list(order[query]).index(best)] if c not in wanted]
-        hits += len(wrong_before) < k
-    return hits / len(right)
-
-
-@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
-def test_recall_equals_the_naive_count_whatever_the_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    images = rng.integers(-2, 3, (30, 4)).astype(np.float32)      # whole numbers: many ties, exact sums
-    texts = rng.integers(-2, 3, (90, 4)).astype(np.float32)
-    of = np.concatenate([np.arange(30), rng.integers(0, 30, 60)])
-    monkeypatch.setattr(evaluate, "CHUNK_BYTES", chunk)
-    found = recall_at_k(images, texts, of)
-    captions = [set(np.flatnonzero(of == i).tolist()) for i in range(30)]
-    for k in (1, 5, 10):
-        assert found[f"text_to_image_recall_at_{k}"] == naive(texts, images, [{i} for i in of.tolist()], k)
-        assert found[f"image_to_text_recall_at_{k}"] == naive(images, texts, captions, k)
-
-
-def test_auroc() -> None:
-    assert auroc(np.array([1, 2, 3, 4]), np.array([0, 0, 1, 1])) == 1.0
-    assert auroc(np.array([4, 3, 2, 1]), np.array([0, 0, 1, 1])) == 0.0
-    assert auroc(np.array([1, 3, 2, 4]), np.array([0, 0, 1, 1])) == 0.75
-    assert auroc(np.zeros(10), np.arange(10) < 3) == 0.5
-    assert auroc(np.array([1, 1, 2]), np.array([0, 1, 1])) == 0.75
-    assert np.isnan(auroc(np.array([1, 2]), np.array([1, 1])))
-    rng = np.random.default_rng(0)
-    scores, positive = rng.integers(0, 9, 200), rng.random(200) < 0.4
-    pairs = scores[positive][:, None] - scores[~positive][None]
-    assert auroc(scores, positive) == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean(), abs=1e-12)
-
-
-def test_accuracy() -> None:
-    assert accuracy_at_k(EYE, EYE[:, :], np.array([0, 1, 3, 2])) == {"accuracy_at_1": 0.5}
-    six = np.eye(6, dtype=np.float32)
-    assert accuracy_at_k(six, six, np.arange(6)) == {"accuracy_at_1": 1.0, "accuracy_at_5": 1.0}
 
 
 def test_the_templates_are_openais_80() -> None:
@@ -154,7 +88,9 @@ def test_retrieval_of_a_shard(tmp_path: Path) -> None:
     shard(tmp_path / "0.tar", range(6))
     figures = evaluate.evaluate(colours(), Eval(retrieval=Data(shards=(str(tmp_path / "0.tar"),))))
     assert figures["recall_at_1"] == 1.0
-    assert set(figures) == {f"{way}recall_at_{k}" for way in ("", "text_to_image_", "image_to_text_") for k in (1, 5, 10)}
+    recalls = {f"{way}recall_at_{k}" for way in ("", "text_to_image_", "image_to_text_") for k in (1, 5, 10)}
+    assert set(figures) - recalls == {"alignment", "modality_gap", "image_uniformity", "text_uniformity", "image_effective_rank",
+                                      "text_effective_rank"}
 
 
 def test_retrieval_leaves_broken_pictures_out(tmp_path: Path) -> None:
@@ -164,3 +100,46 @@ def test_retrieval_leaves_broken_pictures_out(tmp_path: Path) -> None:
     broken = [("000000099.png", b"no picture"), ("000000099.txt", caption(0).encode())]
     write_tar(tmp_path / "0.tar", [*pairs(range(3)), *broken, *pairs(range(3, 6))])
     assert evaluate_retrieval(colours(), open_data(Data(shards=(str(tmp_path / "0.tar"),))))["recall_at_1"] == 1.0
+
+
+def test_a_benchmark_of_classes_by_its_own_templates(tmp_path: Path) -> None:
+    """Under OpenAI's prompts the colour model is right; under a template of the folder that always says red, of one in six."""
+    folder = classification(tmp_path / "colours", test=range(12))
+    settings = Eval(benchmarks=(str(folder),))
+    assert evaluate.evaluate(colours(), settings) == {
+        "colours/accuracy_at_1": 1.0, "colours/accuracy_at_5": 1.0, "colours/mean_per_class": 1.0}
+    (folder / "zeroshot_classification_templates.txt").write_text("red, and not {c}\n")
+    assert evaluate.evaluate(colours(), settings)["colours/accuracy_at_1"] == pytest.approx(1 / 6)
+
+
+def test_a_probe_of_a_benchmark_and_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.probe.MAX_ITERATIONS", 30)
+    folder = classification(tmp_path / "colours", test=range(12), train=range(12, 36), val=range(36, 48))
+    found = evaluate.evaluate(colours(), Eval(benchmarks=(str(folder),), probe=True))
+    assert found["colours/probe_accuracy_at_1"] == found["colours/probe_mean_per_class"] == 1.0
+    for part, numbers in (("train", range(12, 24)), ("test", range(6))):
+        for n in numbers:
+            (tmp_path / part / colour_of(n)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / part / colour_of(n) / f"{n}.png").write_bytes(encoded(scene(n)))
+    found = evaluate.evaluate(colours(), Eval(images=str(tmp_path / "test"), images_train=str(tmp_path / "train")))
+    assert found["probe_accuracy_at_1"] == found["accuracy_at_1"] == 1.0
+
+
+def test_a_benchmark_of_captions(tmp_path: Path) -> None:
+    """Every one of a picture's captions is right for it."""
+    found = evaluate.evaluate(colours(), Eval(benchmarks=(str(retrieval(tmp_path / "scenes", range(6))),)))
+    assert found["scenes/recall_at_1"] == 1.0 and len(found) == 9 + 6
+
+
+def test_what_is_missing_is_said_before_any_time_is_spent(tmp_path: Path) -> None:
+    first = classification(tmp_path / "a" / "colours", test=range(6))
+    second = classification(tmp_path / "b" / "colours", test=range(6))
+    (tmp_path / "images" / "hen").mkdir(parents=True)
+    (tmp_path / "train").mkdir()
+    for settings, message in (
+            (Eval(benchmarks=(str(first), str(second))), "two benchmarks are called colours"),
+            (Eval(benchmarks=(str(first),), probe=True), "colours: no tars in train/"),
+            (Eval(benchmarks=(str(tmp_path / "none"),)), "no folder .*/none"),
+            (Eval(images=str(tmp_path / "images"), images_train=str(tmp_path / "train")), "no folder .*/train/hen")):
+        with pytest.raises(DataError, match=message):
+            evaluate.opened(settings)

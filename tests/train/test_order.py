@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from train.order import Order, bits, caption_of, permutation, uniform
+from train.draws import bits, uniform
+from train.order import Order, caption_of, permutation
 
 
 def test_known_values() -> None:

@@ -103,3 +103,33 @@ def test_folders_in_a_tar_are_no_end(tmp_path: Path) -> None:
 def test_keys_end_at_the_first_dot_of_the_base_name() -> None:
     assert split_name("a.b/0001.seg.PNG") == ("a.b/0001", "seg.png")
     assert split_name("0001") == ("0001", "")
+
+
+def test_what_stands_behind_the_end_is_refused(tmp_path: Path) -> None:
+    """A second tar in the same file would be passed over without a word."""
+    path = shard(tmp_path / "0.tar", [1])
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(DataError) as error:
+        samples(path)
+    assert str(error.value) == f"{path}: more stands behind its end: two tars in one file?"
+
+
+@pytest.mark.parametrize(("size", "message"), [
+    (b"\xff" * 10 + b"\xfe\x00", "member '1.jpg' has a size below 0"),
+    (b"\x80\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x00", "cut short inside '1.jpg'")])
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path, size: bytes, message: str) -> None:
+    path = write_tar(tmp_path / "0.tar", [("1.jpg", PICTURE), ("1.txt", TEXT)])
+    header = bytearray(path.read_bytes()[:512])
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + path.read_bytes()[512:])
+    with pytest.raises(DataError) as error:
+        samples(path)
+    assert str(error.value) == f"{path}: {message}"
+
+
+def test_a_text_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.tars.MAX_TEXT", 1 << 20)
+    path = write_tar(tmp_path / "0.tar", [("1.jpg", PICTURE), ("1.json", b" " * (1 << 20) + b"{}")])
+    with pytest.raises(DataError, match=r"'1.json' is larger than 1 MiB"):
+        samples(path)

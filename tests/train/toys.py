@@ -80,6 +80,13 @@ def pairs(numbers: Iterable[int], captions: Mapping[int, str] | None = None) -> 
                                                    (f"{n:09d}.txt", (captions or {}).get(n, caption(n)).encode()))]
 
 
+def uid_pairs(numbers: Iterable[int], captions: Mapping[int, list[str]] | None = None) -> list[tuple[str, bytes]]:
+    """Members of a shard: png and json of each number, its uid u0, u1, … and its captions c0, c1, … or those given."""
+    return [member for n in numbers for member in (
+        (f"{n:09d}.png", encoded(scene(n))),
+        (f"{n:09d}.json", json.dumps({"uid": f"u{n}", "captions": (captions or {}).get(n, [f"c{n}"])}).encode()))]
+
+
 def shard(path: Path, numbers: Iterable[int]) -> Path:
     """A shard with a right caption for each number."""
     return write_tar(path, pairs(numbers))

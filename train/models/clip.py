@@ -41,7 +41,7 @@ def embed_images(loaded: Loaded, images: Sequence[Image.Image], batch: int = 64)
     """Embeddings of length 1, (len(images), dimensions)."""
     def encode(chunk: Sequence[Image.Image]) -> Any:
         pixels_NCHW = torch.stack([loaded.preprocess_val(image) for image in chunk])
-        return loaded.model.encode_image(to_device(_padded(pixels_NCHW, batch), loaded.device), normalize=True)
+        return loaded.model.encode_image(to_device(padded(pixels_NCHW, batch), loaded.device), normalize=True)
     return _embed(loaded, images, batch, encode)
 
 
@@ -49,7 +49,7 @@ def embed_texts(loaded: Loaded, texts: Sequence[str], batch: int = 64) -> NDArra
     """Embeddings of length 1, (len(texts), dimensions)."""
     def encode(chunk: Sequence[str]) -> Any:
         tokens_NL = loaded.tokenizer(list(chunk))
-        return loaded.model.encode_text(_padded(tokens_NL, batch).to(loaded.device), normalize=True)
+        return loaded.model.encode_text(padded(tokens_NL, batch).to(loaded.device), normalize=True)
     return _embed(loaded, texts, batch, encode)
 
 
@@ -92,6 +92,6 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[at : at + size]
 
 
-def _padded(rows: Tensor, batch: int) -> Tensor:
+def padded(rows: Tensor, batch: int) -> Tensor:
     """`batch` rows: the last one repeated."""
     return torch.cat([rows, rows[-1:].expand(batch - len(rows), *rows.shape[1:])]) if len(rows) < batch else rows

@@ -1,19 +1,20 @@
 """A name or a file → a model, its preprocessing, its tokenizer and a hash of its tensors.
 
-`pretrained` is a tag of open_clip (`laion2b_s34b_b79k`), a checkpoint folder (ours, or Hugging Face's with
-`open_clip_config.json`), a checkpoint file, or `random` or `random:SEED` for seeded random weights. Nothing is unpickled that
-is more than tensors.
+Most models are open_clip's, `FORMATS` names the others. `pretrained` is a tag of open_clip (`laion2b_s34b_b79k`), a checkpoint
+folder (ours, or Hugging Face's with `open_clip_config.json`), a checkpoint file, or `random` or `random:SEED` for seeded random
+weights. Nothing is unpickled that is more than tensors.
 """
 
 import hashlib
+import importlib
 import json
 import logging
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from train.errors import WeightsError, did_you_mean
-from train.files import read_json
+from train.files import read_json, write_json
+from train.models.coca import has_decoder, start_decoder
 
 WEIGHTS, MODEL_CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "train.json"
 """The files of a checkpoint folder: the first two as open_clip's `local-dir:` reads them, the third is ours."""
@@ -45,12 +47,12 @@ class Loaded:
 
     name: str
     model: Any
-    """an open_clip module: `encode_image`, `encode_text`, `visual`, `logit_scale`"""
+    """an open_clip module, or one that is used like it: `encode_image`, `encode_text`, `visual`, `logit_scale`, `logit_bias`"""
     preprocess_val: Callable[[Image.Image], Tensor]
     tokenizer: Callable[[list[str]], Tensor]
     device: torch.device
     config: dict[str, Any]
-    """open_clip's model_cfg, what `local-dir:` builds the model from"""
+    """what the model is built from: open_clip's model_cfg, or transformers' configuration"""
     precision: str = "fp32"
     """fp32, or bf16 or fp16 for autocast; the weights themselves stay as they are"""
 
@@ -65,32 +67,81 @@ class Loaded:
         return tensors_digest(self.model.state_dict())
 
 
+@dataclass(frozen=True)
+class Format:
+    """How models of one kind lie in a folder."""
+
+    weights: str
+    """the file of the tensors"""
+    load: Callable[[str, str], Loaded]
+    """(name, weights) → the model on the CPU; raises WeightsError of one line"""
+    write: Callable[[Path, Loaded], None]
+    """puts all but the tensors into a folder"""
+
+
+FORMATS = {r"(hf-blip:|(curate-)?blip-).*": "train.models.blip_weights"}
+"""Names of models → the module whose FORMAT reads and writes them; all others are open_clip's."""
+
+
+def format_of(model: str) -> Format:
+    """How the model called `model` is read and written."""
+    for names, module in FORMATS.items():
+        if re.fullmatch(names, model):
+            found: Format = importlib.import_module(module).FORMAT
+            return found
+    return Format(WEIGHTS, _load, _write)
+
+
 def load(model: str, pretrained: str, device: str | torch.device = "cpu", precision: str = "fp32") -> Loaded:
     """The model called `model` with the weights `pretrained`. Raises WeightsError of one line."""
+    _check_name(Path(pretrained), model)
+    found = format_of(model).load(model, pretrained)
+    found.model.visual.to(memory_format=torch.channels_last)
+    found.model.to(device).eval()
+    return replace(found, device=torch.device(device), precision=precision)
+
+
+def _load(model: str, pretrained: str) -> Loaded:
+    """One of open_clip's."""
     folder = Path(pretrained)
     if (folder / MODEL_CONFIG).is_file():
-        _check_name(folder, model)
         name, tag = f"local-dir:{folder}", None
     else:
         name, tag = _checked(model, pretrained)
     try:
-        with _quietly(), _seeded(pretrained):
+        with _quietly(), seeded(pretrained):
             net, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag, pretrained_text=False,
                                                                        image_resize_mode=RESIZE.get(name))
-            tokenizer = open_clip.get_tokenizer(name)
+            if has_decoder(net) and pretrained.startswith("random"):
+                start_decoder(net)
+            tokenizer = open_clip.get_tokenizer(name) if tag is None and ":" in name else _tokenizer(name)
     except BAD_WEIGHTS as error:
-        raise WeightsError(f"{pretrained}: not weights of {model}: {_one_line(error)}") from None
-    net.visual.to(memory_format=torch.channels_last)
-    config = open_clip.get_model_config(name)
-    return Loaded(model, net.to(device).eval(), preprocess, tokenizer, torch.device(device), config, precision)
+        raise WeightsError(f"{pretrained}: not weights of {model}: {one_line(error)}") from None
+    return Loaded(model, net, preprocess, tokenizer, torch.device("cpu"), open_clip.get_model_config(name))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
+    """Of a named model; reading open_clip's vocabulary takes longer than making a small model. A folder's may change."""
+    return open_clip.get_tokenizer(name)
+
+
+def _write(folder: Path, loaded: Loaded) -> None:
+    """open_clip's configuration, and the tokenizer where the model brings its own."""
+    settings = loaded.model.visual.preprocess_cfg
+    write_json(folder / MODEL_CONFIG, {"model_cfg": loaded.config, "preprocess_cfg": dict(settings)})
+    if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
+        loaded.tokenizer.save_pretrained(folder)
 
 
 def weights_digest(model: str, pretrained: str) -> str:
     """The hash of the tensors that `load` would give, as hex; from the file alone where the checkpoint is ours."""
     folder = Path(pretrained)
-    if (folder / CARD).is_file() and (folder / WEIGHTS).is_file():
+    if (folder / CARD).is_file():
         _check_name(folder, model)
-        return file_digest(folder / WEIGHTS)
+        tensors = folder / format_of(model).weights
+        if tensors.is_file():
+            return file_digest(tensors)
     return load(model, pretrained).digest
 
 
@@ -121,7 +172,7 @@ def file_digest(path: Path) -> str:
                     raise WeightsError(f"{path}: cut short")
                 found.update(data)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError, OverflowError) as error:
-        raise WeightsError(f"{path}: not a safetensors file: {_one_line(error)}") from None
+        raise WeightsError(f"{path}: not a safetensors file: {one_line(error)}") from None
     return found.hexdigest()
 
 
@@ -160,7 +211,7 @@ def _check_name(folder: Path, model: str) -> None:
 
 
 @contextmanager
-def _seeded(pretrained: str) -> Iterator[None]:
+def seeded(pretrained: str) -> Iterator[None]:
     """Random weights come from the seed alone; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(pretrained.partition(":")[2] or 0) if pretrained.startswith("random") else 0)
@@ -178,5 +229,6 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Its message as one line, or its name."""
     return " ".join(str(error).split())[:200] or type(error).__name__

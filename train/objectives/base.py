@@ -7,6 +7,7 @@ chunk in `forward`, its mean over the chunk in `Embedded.own_P`.
 Shapes: N pairs of a chunk, C, H, W channels and pixels, L tokens, P own parts.
 """
 
+import torch
 from torch import Tensor, nn
 
 from train.caching import Embedded
@@ -20,6 +21,9 @@ class Objective(nn.Module):
 
     own_parts: tuple[str, ...] = ()
     """names of the own parts, in the order of `Embedded.own_P`; the log shows them"""
+
+    steps_per_epoch: int = 1
+    """known once it is made (`make_objective`)"""
 
     def __init__(self, loaded: Loaded, config: Config) -> None:
         super().__init__()
@@ -38,3 +42,12 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """What must hold of the weights after an optimizer's step."""
+
+    def beside(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps besides the model: state of the loss's own, nothing for most."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
+
+
+def single(tensor: Tensor) -> Tensor:
+    """At least in single precision, which a loss is taken in whatever the towers compute in."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -8,7 +8,7 @@ from train.config import Config
 from train.dist import Ranks
 from train.losses import clip_loss, siglip_loss
 from train.models.weights import Loaded
-from train.objectives.base import Objective
+from train.objectives.base import Objective, single
 from train.optim import SCALE_MAX
 
 
@@ -23,7 +23,7 @@ class Clip(Objective):
 
     def contrast(self, embedded: Embedded, ranks: Ranks) -> Tensor:
         """See `clip_loss`."""
-        images, texts = embedded.image_ND.float(), embedded.text_ND.float()
+        images, texts = single(embedded.image_ND), single(embedded.text_ND)
         return clip_loss(images, texts, embedded.scale, first_row=ranks.rank * len(images), gather=ranks.gather)
 
     @torch.no_grad()
@@ -41,7 +41,7 @@ class Siglip(Clip):
 
     def contrast(self, embedded: Embedded, ranks: Ranks) -> Tensor:
         """See `siglip_loss`."""
-        images, texts = embedded.image_ND.float(), embedded.text_ND.float()
+        images, texts = single(embedded.image_ND), single(embedded.text_ND)
         assert embedded.bias is not None
         return siglip_loss(images, texts, embedded.scale, embedded.bias, first_row=ranks.rank * len(images), gather=ranks.gather)
 

@@ -1,0 +1,60 @@
+"""`curate evaluate` and `curate export`: a checkpoint by its name, what it is measured on, and what others can read of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from curate import files
+from curate.certificate import lacking
+from curate.errors import UserError
+
+
+def evaluate_checkpoint(checkpoint: str, model: str | None, settings: Mapping[str, Any],
+                        results: Path | None = None) -> list[str]:
+    """The figures that `settings`, those of `eval:`, ask for, a line each. With `results` they are appended to that file first,
+    and the lines are a table with earlier ones. Raises UserError, or TrainError of `train`."""
+    from train.config import from_mapping
+    from train.evaluate import evaluate, opened
+    from train.results import append, read, record, table
+
+    wanted = {name: value for name, value in settings.items() if value}
+    if not wanted.keys() & {"images", "retrieval", "benchmarks"}:
+        raise UserError("say what to evaluate on: --images DIR, --retrieval TARS, --benchmark DIR")
+    asked = from_mapping({"data": "none", "samples_seen": 1, "eval": wanted}).eval
+    earlier = read(results) if results is not None else []
+    opened(asked)
+    loaded = _loaded(checkpoint, model)
+    figures = evaluate(loaded, asked)
+    if results is None:
+        return [f"{name}  {value:.4f}" for name, value in figures.items()]
+    line = record(loaded, asked, figures)
+    append(results, line)
+    return list(table([*earlier, line], line))
+
+
+def unchecked(checkpoint: str, places: Sequence[str]) -> Iterator[str]:
+    """A line for each of these benchmarks that the checkpoint's training data is not known to be free of."""
+    yield from lacking(_card(checkpoint).get("data", {}).get("decontaminated"), list(places))
+
+
+def export_checkpoint(checkpoint: str, model: str | None, out: Path, kind: str) -> list[str]:
+    """Write the checkpoint for others; lines that say how far it is from the original. Raises UserError, or TrainError."""
+    from train.export import export, lines
+
+    return lines(export(_loaded(checkpoint, model), out, kind, card=_card(checkpoint)), out)
+
+
+def _loaded(checkpoint: str, model: str | None) -> Any:
+    from train.models.weights import load
+
+    name = model or _card(checkpoint).get("model")
+    if name is None:
+        raise UserError(f"{checkpoint} does not say which model it is; name it with --model")
+    return load(name, checkpoint)
+
+
+def _card(checkpoint: str) -> Mapping[str, Any]:
+    """What train.json says of a checkpoint of ours; nothing of anybody else's."""
+    from train.models.weights import CARD
+
+    return dict(files.read_json(Path(checkpoint) / CARD, {}))

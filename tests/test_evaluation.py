@@ -1,0 +1,96 @@
+"""`curate evaluate` and `curate export`: what they print, what they leave, what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from curate.cli import main
+from tests.train.test_benchmarks import classification
+from tests.train.test_weights import Payload
+from tests.train.toys import shard
+from train.checkpoint import write_model
+from train.files import write_json
+from train.models.weights import CARD, load
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, load("toy-vit-32", "random:1"))
+    write_json(folder / CARD, {"model": "toy-vit-32", "data": {"decontaminated": []}})
+    return folder
+
+
+def curate(*words: object) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    return int(end.value.code or 0)
+
+
+def test_figures_and_what_is_not_known_of_the_data(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard(tmp_path / "0.tar", range(3))
+    assert curate("evaluate", checkpoint, "--retrieval", tmp_path / "0.tar") == 0
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()][:3] == [
+        "text_to_image_recall_at_1", "image_to_text_recall_at_1", "recall_at_1"]
+    assert str(tmp_path / "0.tar") in said.err
+
+
+def test_results_are_appended_and_stand_side_by_side(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.probe.MAX_ITERATIONS", 3)
+    folder, results = classification(tmp_path / "colours", test=range(6), train=range(12)), tmp_path / "results.jsonl"
+    for _ in range(2):
+        assert curate("evaluate", checkpoint, "--benchmark", folder, "--probe", "--results", results) == 0
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {**lines[0], "date": ""} == {**lines[1], "date": ""}
+    assert list(lines[0]["figures"]) == ["colours/accuracy_at_1", "colours/accuracy_at_5", "colours/mean_per_class",
+                                         "colours/probe_accuracy_at_1", "colours/probe_mean_per_class", "colours/probe_l2"]
+    table = capsys.readouterr().out.splitlines()[-9:]
+    assert [len(row.split()) for row in table] == [2, *[3] * 8]
+    assert table[3].split() == ["colours/accuracy_at_1", *[f"{lines[0]['figures']['colours/accuracy_at_1']:.4f}"] * 2]
+
+
+def test_an_export_says_how_far_it_is_from_the_original(checkpoint: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    assert curate("export", checkpoint, tmp_path / "out", "--format", "safetensors") == 0
+    assert (tmp_path / "out" / CARD).read_bytes() == (checkpoint / CARD).read_bytes()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("largest difference of image embeddings: ")
+    assert said[-1] == f"{tmp_path / 'out'}: open_clip, safetensors"
+
+
+def test_a_pickle_with_a_payload_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {**load("toy-vit-32", "random").model.state_dict(), "payload": Payload(tmp_path / "ran")}
+    torch.save(state, tmp_path / "weights.pt")
+    benchmark = classification(tmp_path / "colours", test=range(2))
+    for verb, where in (("export", [tmp_path / "out"]), ("evaluate", ["--benchmark", benchmark])):
+        assert curate(verb, tmp_path / "weights.pt", *where, "--model", "toy-vit-32") == 2
+        said = capsys.readouterr().err
+        assert "weights.pt: not weights of toy-vit-32" in said and said.count("\n") == 1
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("evaluate", "random"), "say what to evaluate on: --images DIR, --retrieval TARS, --benchmark DIR"),
+    (("evaluate", "random", "--benchmark", "none"), "no folder none"),
+    (("evaluate", "random", "--images", ".", "--probe"),
+     "eval: probe needs benchmarks; over folders of pictures it is images_train"),
+    (("evaluate", "random", "--images", ".", "--results", "setup.cfg"), "setup.cfg: not a file of results"),
+    (("export", "random", "out"), "random does not say which model it is; name it with --model"),
+    (("export", "random", "out", "--model", "toy-vit-32", "--format", "onnx"),
+     "no format 'onnx'; there is huggingface, safetensors"),
+    (("export", "random", "out", "--model", "toy-conv-32"),
+     ("toy-conv-32 cannot be a CLIPModel or SiglipModel of transformers: its image tower is a ModifiedResNet, and theirs is "
+      "a ViT")),
+])
+def test_mistakes_are_one_line(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "setup.cfg").write_text("[x]\n")
+    assert curate(*words) == 2
+    assert capsys.readouterr().err == message + "\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["setup.cfg"]

@@ -1,0 +1,119 @@
+"""A score table lies over the data by uid: what is kept, how often it is seen, which caption it shows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.train.toys import table, uid_pairs, write_tar
+from train.data import open_data
+from train.data_settings import Data
+from train.errors import DataError
+from train.index import Index
+
+
+def scores(folder: Path, columns: Mapping[str, Any], name: str = "scores.parquet") -> str:
+    pq.write_table(pa.table(dict(columns)), folder / name)
+    return str(folder / name)
+
+
+def opened(folder: Path, columns: Mapping[str, Any], *, numbers: Sequence[int] = range(4), missing: str = "drop",
+           rank: str | None = None, captions: Mapping[int, list[str]] | None = None) -> Index:
+    """Pictures `numbers`, whose uids are u0, u1, … and whose captions c0, c1, …, under these scores."""
+    tar = write_tar(folder / "0.tar", uid_pairs(numbers, captions))
+    return open_data(Data(shards=(str(tar),), scores=(scores(folder, columns),), missing=missing), rank)
+
+
+def shown(index: Index) -> list[list[str]]:
+    return [index.captions(i) for i in range(len(index))]
+
+
+def test_only_what_is_kept_is_there(tmp_path: Path) -> None:
+    index = opened(tmp_path, {"uid": ["u2", "u0", "u3", "u9"], "keep": [True, True, None, True]})
+    assert shown(index) == [["c0"], ["c2"]]
+    assert index.counts == {"scored": 3, "unscored": 1, "not_kept": 1, "unused_scores": 1}
+    assert index.said == ["scores: 3 rows have one, 1 have none; 1 are not kept; 1 scores belong to no row"]
+
+
+def test_rows_without_a_score_stay_only_where_asked(tmp_path: Path) -> None:
+    assert shown(opened(tmp_path, {"uid": ["u1"]})) == [["c1"]]
+    assert shown(opened(tmp_path, {"uid": ["u1"]}, missing="keep")) == [["c0"], ["c1"], ["c2"], ["c3"]]
+
+
+def test_weights_are_of_pictures(tmp_path: Path) -> None:
+    index = opened(tmp_path, {"uid": ["u0", "u1", "u2"], "weight": [2.0, 0.0, 0.5]}, missing="keep")
+    assert shown(index) == [["c0"], ["c2"], ["c3"]]
+    assert index.weight is not None and index.weight.tolist() == [2.0, 0.5, 1.0]
+
+
+def test_rows_of_one_picture_share_its_turns_by_their_weights(tmp_path: Path) -> None:
+    path = table(tmp_path, range(2), {0: ["a", "b"], 1: ["c"]})
+    rows = pq.read_table(path)
+    pq.write_table(rows.set_column(0, "uid", pa.array(["u0", "u1", "u2"])), path)
+    file = scores(tmp_path, {"uid": ["u0", "u1", "u2"], "weight": [3.0, 1.0, 2.0]})
+    index = open_data(Data(table=(str(path),), root=str(tmp_path), scores=(file,)))
+    assert index.weight is not None and index.weight.tolist() == [3.0, 2.0]
+    assert index.chance is not None and index.chance.tolist() == [0.75, 0.25, 1.0]
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([1, None], [["b"], ["c", "d"]]),
+    (["new", None], [["new"], ["c", "d"]]),
+    ([["x", "y", "x", " "], None], [["x", "y"], ["c", "d"]]),
+])
+def test_the_choice_of_a_caption(tmp_path: Path, values: list[Any], expected: list[list[str]]) -> None:
+    found = opened(tmp_path, {"uid": ["u0", "u1"], "caption": values}, numbers=range(2), captions={0: ["a", "b"], 1: ["c", "d"]})
+    assert shown(found) == expected
+
+
+def test_probabilities_of_captions(tmp_path: Path) -> None:
+    index = opened(tmp_path, {"uid": ["u0", "u1"], "caption_probs": [[3, 0, 1], None]}, numbers=range(2),
+                   captions={0: ["a", "b", "c"], 1: ["d", "e"]})
+    assert shown(index) == [["a", "c"], ["d", "e"]]
+    assert index.chance is not None and index.chance.tolist() == [0.75, 0.25, 0.5, 0.5]
+
+
+def test_the_column_of_a_curriculum_is_the_best_of_a_pictures_rows(tmp_path: Path) -> None:
+    index = opened(tmp_path, {"uid": ["u0", "u1", "u2"], "clip_cos": [0.3, None, 0.1]}, missing="keep", rank="clip_cos")
+    assert index.rank is not None and np.array_equal(index.rank, [0.3, np.nan, 0.1, np.nan], equal_nan=True)
+
+
+def test_another_table_is_other_data(tmp_path: Path) -> None:
+    base = {"uid": ["u0", "u1", "u2", "u3"], "weight": [1.0, 2.0, 1.0, 1.0], "caption": ["a", "b", "c", "d"],
+            "more": [1, 2, 3, 4]}
+    digest = opened(tmp_path, base).digest
+    turned = {name: values[::-1] for name, values in base.items()}
+    assert opened(tmp_path, {**turned, "more": [5, 5, 5, 5]}).digest == digest
+    assert opened(tmp_path, {**base, "weight": [1.0, 2.0, 1.0, 1.5]}).digest != digest
+    assert opened(tmp_path, {**base, "caption": ["a", "b", "c", "e"]}).digest != digest
+    assert opened(tmp_path, {**base, "keep": [True, True, True, False]}).digest != digest
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    ({"id": ["u0"]}, "has no column 'uid'; did you mean 'id'?"),
+    ({"uid": ["u0", None]}, ": a row has no uid"),
+    ({"uid": ["u0", "u1", "u0"]}, ": 1 uids stand twice, in row 2 and others"),
+    ({"uid": ["u8"]}, " knows the uid of none of the 4 rows"),
+    ({"uid": ["u0"], "keep": [1]}, ": column 'keep' is int64, not bool"),
+    ({"uid": ["u0"], "weight": ["much"]}, ": column 'weight' is string, not number"),
+    ({"uid": ["u0"], "weight": [-1.0]}, ": weight: -1.0 in row 0 is not a number of 0 or more"),
+    ({"uid": ["u0", "u1"], "weight": [1.0, None]}, ": weight: nan in row 1 is not a number of 0 or more"),
+    ({"uid": ["u0"], "caption": [1]}, ": caption 1 in row 0, and the sample has 1"),
+    ({"uid": ["u0"], "caption_probs": [[0.5, 0.5]]}, ": row 0: 2 caption_probs for 1 captions"),
+    ({"uid": ["u0"], "caption_probs": [[0.0]]}, ": row 0: caption_probs [0.0] are not numbers of 0 or more, one of them above 0"),
+])
+def test_what_is_no_score_is_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, columns)
+    assert str(error.value).startswith(f"{tmp_path}/scores.parquet") and str(error.value).endswith(message)
+
+
+def test_a_curriculum_needs_its_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no column 'clip_cos'; did you mean 'clip_cosine'"):
+        opened(tmp_path, {"uid": ["u0"], "clip_cosine": [0.1]}, rank="clip_cos")
+    with pytest.raises(DataError, match="no scores say 'clip_cos' of .*0.tar, which the curriculum goes by"):
+        open_data(Data(shards=(str(tmp_path / "0.tar"),)), "clip_cos")
