@@ -26,7 +26,7 @@ from tests.site.shards import write_shards
 OUT, PIPELINE = Path("runs/capfilt"), Path("pipelines/local_capfilt.yaml")
 TRUSTED = range(100_000, 101_000)
 MODEL = "curate-blip-64"
-SAMPLES = {"pretrained": 40_000, "captioner": 8_000, "filter": 8_000}
+SAMPLES = {"pretrained": 24_000, "captioner": 6_000, "filter": 20_000}
 
 
 def main() -> None:
@@ -60,14 +60,14 @@ def train_all() -> None:
     trusted = write_shards(ROOT / OUT / "trusted", TRUSTED)
     raw = {"shards": str(ROOT / OUT / "raw/shards/*.tar"), "weight": 1}
     train("pretrained", {"data": [raw, {"shards": trusted, "weight": 1}], "loss": "blip", "lr": 2e-3})
-    tuned = {"data": trusted, "init": str(OUT / "pretrained/model"), "lr": 5e-4}
-    train("captioner", {**tuned, "loss": "blip_captioner"})
-    train("filter", {**tuned, "loss": "blip_filter"})
+    tuned = {"data": trusted, "init": str(OUT / "pretrained/model")}
+    train("captioner", {**tuned, "loss": "blip_captioner", "lr": 5e-4})
+    train("filter", {**tuned, "loss": "blip_filter", "lr": 1e-3})      # at a third of that many samples ITM's AUROC is 0.79
 
 
 def train(name: str, settings: Mapping[str, Any]) -> None:
     """Train below runs/capfilt/NAME unless it is done there."""
-    common = {"model": MODEL, "samples_seen": SAMPLES[name], "batch": 64, "threads": 2, "tensorboard": False, "log_every": 20}
+    common = {"model": MODEL, "samples_seen": SAMPLES[name], "batch": 64, "threads": 1, "tensorboard": False, "log_every": 20}
     (ROOT / OUT / f"{name}.yaml").write_text(json.dumps({**common, **settings}))
     print(f"$ curate train {OUT / name}.yaml", flush=True)
     subprocess.run([sys.executable, "-m", "train", str(OUT / f"{name}.yaml"), "--out", str(OUT / name)], cwd=ROOT, check=True)
