@@ -11,7 +11,6 @@ from curate import files, progress, recaptioned
 from curate.errors import UserError
 from curate.expectation import drift
 from curate.folder import Folder
-from curate.interrupts import heard
 from curate.loop import first_of_loop, run_rounds
 from curate.pipeline import Pipeline, load
 from curate.progress import Quiet
@@ -95,9 +94,8 @@ class Session:
         watcher = self.watch()
         pool = _pool(self.on, self.store.root, self.store.attempt, self.workers)
         try:
-            with heard():
-                outcome = run(pipeline, self.store, pool, self.weights, watcher, limit=self.limit, part=self.part,
-                              retry=self.retry, heal=self.heal, pack=pack)
+            outcome = run(pipeline, self.store, pool, self.weights, watcher, limit=self.limit, part=self.part, retry=self.retry,
+                          heal=self.heal, pack=pack)
             self.heal = False       # the rounds of a loop ask once
         finally:
             pool.close()

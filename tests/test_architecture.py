@@ -52,7 +52,7 @@ LAYERS = """
     mend tagger
     tar images addresses robots columns words spacy_models locations owners document sketch fingerprint turns choosing
     remote
-    files blur decoder interrupts lossless shrink characters
+    files blur decoder lossless shrink characters
     errors units lean
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""
