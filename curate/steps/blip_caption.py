@@ -46,7 +46,8 @@ class BlipCaption:
         import torch
 
         from train.models.blip_folder import digest
-        from train.models.captioner import Captioner, Decoding
+        from train.models.captioner import Captioner
+        from train.models.sampling import Decoding
 
         decoding = Decoding(candidates, top_p, beams, min_tokens, max_tokens, repetition_penalty, prompt, seed)
         self._said, self._digest = decoding.said, digest(model)

@@ -100,8 +100,9 @@ def ask(kind: str, model: Path) -> dict[str, float]:
 
 def said(kind: str, loaded: Any, model: Path, images: list[Image.Image]) -> list[str]:
     """One sampled caption a picture."""
-    from train.models.captioner import Captioner, Decoding
+    from train.models.captioner import Captioner
     from train.models.coca_captioner import CocaCaptioner
+    from train.models.sampling import Decoding
 
     how = Decoding(prompt="", repetition_penalty=1.0)
     captioner = Captioner(str(model), how) if kind == "blip" else CocaCaptioner(loaded, how)

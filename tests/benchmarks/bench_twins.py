@@ -107,7 +107,7 @@ def run() -> list[Row]:
         true, said = (sum(found[name][number][i] for name in WEB) for i in (0, 1))
         name = f"twins_{way.replace(' ', '_')}"
         rows += [Row(f"{name}_recall", "share", true / (len(WEB) * len(originals)), sizes=sizes,
-                     limit="ours >= 0.75" if way == "phash 4" else ""),
+                     limit="ours >= 0.9" if way == "phash 4" else ""),
                  Row(f"{name}_precision", "share", true / max(said, 1), sizes=sizes,
                      limit="ours >= 0.99" if way == "phash 4" else "")]
     return rows

@@ -10,7 +10,8 @@ from PIL import Image
 from tests.blips import SPECIAL, write_blip
 from tests.train.toys import scene
 from train.errors import WeightsError
-from train.models.captioner import Captioner, Decoding, draw, uniforms
+from train.models.captioner import Captioner
+from train.models.sampling import Decoding, draw, uniforms
 
 IMAGES = [scene(n) for n in range(5)]
 UIDS = [f"{n:032x}" for n in range(5)]

@@ -18,8 +18,8 @@ from train.dist import Ranks
 from train.errors import ConfigError
 from train.loop import train
 from train.losses import caption_loss
-from train.models.captioner import Decoding
 from train.models.coca_captioner import CocaCaptioner
+from train.models.sampling import Decoding
 from train.models.weights import load
 from train.objectives import make_objective
 

@@ -7,6 +7,7 @@ import torch
 from tests.blips import SPECIAL, WORDS, write_blip
 from tests.train.toys import scene
 from train.errors import WeightsError
+from train.models.blip_folder import enc_id
 from train.models.matcher import Matcher
 
 IMAGES = [scene(n) for n in range(3)]
@@ -71,14 +72,13 @@ def test_no_pair_and_a_vocabulary_without_enc(blip: str, tmp_path: object) -> No
     assert [len(part) for part in Matcher(blip).match([], [])] == [0, 0]
     matcher = Matcher(blip, "cls")
     matcher._blip.model.config.text_config.vocab_size = ENC
-    from train.models.matcher import _enc
     with pytest.raises(WeightsError, match=r"^here: its vocabulary has no \[ENC\]; 'first_token: cls' does without"):
-        _enc(matcher._blip, "here")
+        enc_id("here", matcher._blip.tokenizer, matcher._blip.model.config)
 
 
 def test_a_tokenizer_that_names_enc_is_believed(blip: str) -> None:
     matcher = Matcher(blip)
     assert matcher._first == ENC
     matcher._blip.tokenizer.add_special_tokens({"additional_special_tokens": ["[DEC]", "[ENC]"]})
-    from train.models.matcher import _enc
-    assert _enc(matcher._blip, "here") == matcher._blip.tokenizer.convert_tokens_to_ids("[ENC]")
+    tokenizer = matcher._blip.tokenizer
+    assert enc_id("here", tokenizer, matcher._blip.model.config) == tokenizer.convert_tokens_to_ids("[ENC]")

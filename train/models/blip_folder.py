@@ -20,13 +20,15 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
 from train.errors import WeightsError
 from train.files import read_json
 from train.models.clip import autocast, padded
-from train.models.weights import file_digest, tensors_digest
+from train.models.vocabulary import ENC
+from train.models.weights import file_digest, one_line, tensors_digest
 
 Kind = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
 """The captioner, and the matcher with its two heads."""
@@ -78,7 +80,7 @@ def load(kind: Kind, name: str, device: str | torch.device = "cpu", precision: s
             tokenizer = transformers.BertTokenizer.from_pretrained(name)
             processor = transformers.BlipImageProcessor.from_pretrained(name)
     except BAD as error:
-        raise WeightsError(f"{name}: not weights of a {kind}: {_one_line(error)}") from None
+        raise WeightsError(f"{name}: not weights of a {kind}: {one_line(error)}") from None
     lacking = sorted(info["missing_keys"])
     if lacking or info["mismatched_keys"]:
         raise WeightsError(f"{name}: not weights of a {kind}: "
@@ -102,7 +104,7 @@ def weights_file(name: str) -> Path:
 def digest(name: str) -> str:
     """sha256, as hex, over the tensors' content and the files that say how texts and pictures become numbers."""
     file = weights_file(name)
-    tensors = file_digest(file) if file.name == SAFE else tensors_digest(_tensors(file))
+    tensors = file_digest(file) if file.name == SAFE else tensors_digest(tensors_of(file))
     found = hashlib.sha256(tensors.encode())
     for beside in BESIDE:
         path = Path(name) / beside if Path(name).is_dir() else _cached(name, beside)
@@ -119,20 +121,33 @@ def _check_config(name: str) -> None:
         raise ValueError("its config.json is missing, or no BLIP's")
 
 
+def enc_id(name: str, tokenizer: Any, config: Any) -> int:
+    """The id of [ENC] of the weights called `name`: the tokenizer's, or the one after [DEC], as BLIP adds them; published
+    tokenizers do not name it. Raises WeightsError where the vocabulary has no place for it."""
+    known = tokenizer.get_vocab().get(ENC)
+    found = int(known) if known is not None else int(config.text_config.bos_token_id) + 1
+    if not 0 <= found < config.text_config.vocab_size:
+        raise WeightsError(f"{name}: its vocabulary has no [ENC]; 'first_token: cls' does without, as transformers' class does")
+    return found
+
+
 def _cached(name: str, file: str) -> Path | None:
     """A file of a repository, downloaded where it is not there yet; None where the repository has none."""
     try:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     except BAD as error:
-        raise WeightsError(f"no folder {name}, and Hugging Face does not give it: {_one_line(error)}") from None
+        raise WeightsError(f"no folder {name}, and Hugging Face does not give it: {one_line(error)}") from None
     return None if found is None else Path(found)
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file of either kind. Raises WeightsError for one that is broken or holds more than tensors."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        found = load_file(file) if file.name == SAFE else torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own message says how to run the payload
+        raise WeightsError(f"{file}: holds more than tensors, or is broken") from None
     except BAD as error:
-        raise WeightsError(f"{file}: holds more than tensors, or is broken: {_one_line(error)}") from None
+        raise WeightsError(f"{file}: holds more than tensors, or is broken: {one_line(error)}") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise WeightsError(f"{file}: holds more than tensors")
     return found
@@ -151,7 +166,3 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(before)
         if bars:
             transformers.utils.logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

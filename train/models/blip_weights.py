@@ -12,7 +12,6 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertTokenizer, BlipConfig
 
@@ -20,7 +19,7 @@ from train.errors import WeightsError, did_you_mean
 from train.files import read_json, write_json
 from train.matching import SMOOTHING
 from train.models.blip import CLIP_PIXELS, LOG_SCALE, Blip
-from train.models.blip_folder import BAD, SAFE, weights_file
+from train.models.blip_folder import BAD, SAFE, enc_id, tensors_of, weights_file
 from train.models.vocabulary import ENC, Tokens, small_tokenizer
 from train.models.weights import Format, Loaded, one_line, seeded
 
@@ -29,6 +28,8 @@ CONTEXT = 40
 PREFIX = "hf-blip:"
 CONFIG, PIXELS = "config.json", "preprocessor_config.json"
 BICUBIC = 3
+NO_ENC = -1
+"""The id of [ENC] in a model without a matching head, which has no use for it."""
 TIED = {"text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
         "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias"}
 """Tensors that a file may leave out, and those that they are the same as."""
@@ -44,8 +45,9 @@ def load(model: str, pretrained: str) -> Loaded:
     file = weights_file(folder)
     try:
         config, tokenizer = BlipConfig.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
-        tensors = _read(file)
-        net = Blip(config, _enc(tokenizer, config), judges="itm_head.weight" in tensors,
+        tensors = tensors_of(file)
+        judges = "itm_head.weight" in tensors
+        net = Blip(config, enc_id(folder, tokenizer, config) if judges else NO_ENC, judges=judges,
                    writes="text_decoder.cls.predictions.bias" in tensors, pixels=_pixels(file.parent / PIXELS))
         _fill(net, tensors)
     except BAD as error:
@@ -103,13 +105,6 @@ def _loaded(model: str, net: Blip, config: BlipConfig, tokens: Tokens) -> Loaded
     return Loaded(model, net.eval(), preprocess, tokens, torch.device("cpu"), json.loads(config.to_json_string()))
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    found: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return found
-
-
 def _fill(net: Blip, tensors: Mapping[str, Tensor]) -> None:
     """Every tensor into its place. Raises ValueError where one is missing, or where two differ that are one in this model."""
     if "logit_bias" in tensors:
@@ -124,12 +119,6 @@ def _fill(net: Blip, tensors: Mapping[str, Tensor]) -> None:
     apart = [name for name, tensor in own.items() if not torch.equal(tensor, given[name].to(tensor.dtype))]
     if apart:
         raise ValueError(f"its encoder and decoder do not share {apart[0]}")
-
-
-def _enc(tokenizer: BertTokenizer, config: BlipConfig) -> int:
-    """The id of [ENC]: the tokenizer's, or the one behind [DEC], as BLIP adds them; published tokenizers do not name it."""
-    found = int(tokenizer.get_vocab().get(ENC, config.text_config.bos_token_id + 1))
-    return min(found, int(config.text_config.vocab_size) - 1)
 
 
 def _pixels(path: Path) -> dict[str, Any]:

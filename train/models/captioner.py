@@ -1,58 +1,21 @@
-"""A BLIP that says what pictures show: nucleus sampling of our own over transformers' decoder, or its beam search.
+"""A BLIP that says what pictures show: the sampling of `train.models.sampling` over transformers' decoder, or its beam search.
 
-Every draw is a pure function of (seed, uid of the row, number of the candidate, place of the token). What the model sees always
-has the same number of rows, so a row's caption depends neither on its neighbours nor on the order, shards or workers.
+What the model sees always has the same number of rows, so a row's caption depends neither on its neighbours nor on order, shards
+or workers.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    EncoderDecoderCache,
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, EncoderDecoderCache
 
 from train.errors import WeightsError
 from train.models.blip_folder import load
 from train.models.clip import autocast, padded
-
-BATCH = {"cpu": 16, "cuda": 128}
-"""Rows that go through the model at once; a row of ViT-B at 384 px holds 21 MB of keys and values in bf16."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How captions are made. Where BLIP has numbers for CapFilt (arXiv 2201.12086, section 3.3, and its code) they are these."""
-
-    candidates: int = 1
-    top_p: float = 0.9
-    beams: int | None = None
-    """beam search of that width instead of sampling"""
-    min_tokens: int = 5
-    max_tokens: int = 30
-    """new tokens, without the prompt; a word has one or more"""
-    repetition_penalty: float = 1.1
-    prompt: str = "a picture of "
-    """what the caption begins with while it is made; it is not part of it"""
-    seed: int = 0
-
-    @property
-    def said(self) -> str:
-        """The same in words, for the record of each caption."""
-        way = f"nucleus p {self.top_p:g}, seed {self.seed}" if self.beams is None else f"beam {self.beams}"
-        return (f"{way}, {self.min_tokens} to {self.max_tokens} tokens, repetition penalty {self.repetition_penalty:g}, "
-                f"prompt '{self.prompt.strip()}'")
+from train.models.sampling import BATCH, Decoding, draw, rules, uniforms
 
 
 class Captioner:
@@ -97,29 +60,21 @@ class Captioner:
     def _sample(self, states_BPD: Tensor, draws_BT: Tensor) -> Tensor:
         """New tokens of each row, up to the longest; a row that has ended goes on with padding."""
         prompt_BL = self._prompt.expand(len(states_BPD), -1)
-        rules, cache = self._rules(), EncoderDecoderCache(DynamicCache(), DynamicCache())
+        scores = rules(self._how, len(self._prompt), self._end, self._never, self._blip.device)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         tokens_BL, last_BL = prompt_BL, prompt_BL
         ended_B = torch.zeros(len(states_BPD), dtype=torch.bool, device=self._blip.device)
         for place in range(self._how.max_tokens):
             with autocast(self._blip.device, self._blip.precision):
                 logits_BLV = self._blip.model.text_decoder(input_ids=last_BL, encoder_hidden_states=states_BPD, use_cache=True,
                                                            past_key_values=cache, logits_to_keep=1).logits
-            drawn_B = draw(rules(tokens_BL, logits_BLV[:, -1].float()), draws_BT[:, place])
+            drawn_B = draw(scores(tokens_BL, logits_BLV[:, -1].float()), draws_BT[:, place])
             last_BL = torch.where(ended_B, self._pad, drawn_B)[:, None]
             tokens_BL = torch.cat([tokens_BL, last_BL], dim=1)
             ended_B |= drawn_B == self._end
             if ended_B.all():
                 break
         return tokens_BL[:, prompt_BL.shape[1] :]
-
-    def _rules(self) -> LogitsProcessorList:
-        """What transformers' `generate` does to the scores of tokens under the same settings, in its order."""
-        how, device = self._how, str(self._blip.device)
-        return LogitsProcessorList([
-            RepetitionPenaltyLogitsProcessor(how.repetition_penalty),
-            MinNewTokensLengthLogitsProcessor(len(self._prompt), how.min_tokens, self._end, device=device),
-            SuppressTokensLogitsProcessor(self._never, device=device),
-            TopPLogitsWarper(how.top_p)])
 
     def _beams(self, states_NPD: Tensor, of_row: Sequence[int]) -> list[list[str]]:
         """transformers' own beam search: the `candidates` best of each picture, whatever the uid."""
@@ -144,17 +99,3 @@ class Captioner:
         """Each row up to its end, in words."""
         rows = [row[: row.index(self._end)] if self._end in row else row for row in tokens_BT.tolist()]
         return [str(self._blip.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
-
-
-def uniforms(seed: int, uid: str, candidate: int, count: int) -> NDArray[np.float64]:
-    """`count` numbers from 0 to below 1 that are this candidate's alone: SHAKE-128 of (seed, uid, candidate)."""
-    data = hashlib.shake_128(f"{seed}\0{uid}\0{candidate}".encode()).digest(8 * count)
-    found: NDArray[np.float64] = (np.frombuffer(data, "<u8") >> np.uint64(11)).astype(np.float64) / 2**53
-    return found
-
-
-def draw(scores_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """One token a row with the probability that its score has, by the inverse of their sum; -inf is never drawn."""
-    sums_BV = scores_BV.double().softmax(dim=-1).cumsum(dim=-1)
-    found = torch.searchsorted(sums_BV, (uniform_B * sums_BV[:, -1])[:, None], right=True)[:, 0]
-    return found.clamp(max=scores_BV.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""A CoCa that says what pictures show: the sampling of `train.models.captioner` over open_clip's decoder.
+"""A CoCa that says what pictures show: the sampling of `train.models.sampling` over open_clip's decoder.
 
 open_clip 3.3's own `CoCa.generate` refuses to run beside transformers 5, so the few lines of a loop are here.
 """
@@ -10,18 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TopPLogitsWarper,
-)
 
 from train.errors import ConfigError
-from train.models.captioner import BATCH, Decoding, draw, uniforms
 from train.models.clip import autocast, padded, to_device
 from train.models.coca import has_decoder
+from train.models.sampling import BATCH, Decoding, draw, rules, uniforms
 from train.models.weights import Loaded
 
 
@@ -35,6 +28,7 @@ class CocaCaptioner:
             raise ConfigError("a CoCa samples its captions; beams are for BLIP")
         self._loaded, self._how = loaded, decoding
         self._batch = BATCH[loaded.device.type]
+        self._tokenizer: Any = loaded.tokenizer
         self._pad = int(loaded.model.pad_id)
         first, self._end = (int(loaded.tokenizer([""])[0, place]) for place in (0, 1))
         prompt = loaded.tokenizer([decoding.prompt.strip()])[0]
@@ -60,12 +54,7 @@ class CocaCaptioner:
     def _sample(self, pixels_BCHW: Tensor, draws_BT: Tensor) -> Tensor:
         """New tokens of each row, up to the longest; a row that has ended goes on with padding."""
         model, how = self._loaded.model, self._how
-        device = str(self._loaded.device)
-        rules = LogitsProcessorList([
-            RepetitionPenaltyLogitsProcessor(how.repetition_penalty),
-            MinNewTokensLengthLogitsProcessor(len(self._prompt), how.min_tokens, self._end, device=device),
-            SuppressTokensLogitsProcessor(self._never, device=device),
-            TopPLogitsWarper(how.top_p)])
+        scores = rules(how, len(self._prompt), self._end, self._never, self._loaded.device)
         tokens_BL = self._prompt.expand(len(pixels_BCHW), -1)
         ended_B = torch.zeros(len(pixels_BCHW), dtype=torch.bool, device=self._loaded.device)
         with autocast(self._loaded.device, self._loaded.precision):
@@ -73,7 +62,7 @@ class CocaCaptioner:
             for place in range(self._most):
                 _, embedded_BLD = model._encode_text(tokens_BL)
                 logits_BLV = model.text_decoder(states_BPD, embedded_BLD)
-                drawn_B = draw(rules(tokens_BL, logits_BLV[:, -1].float()), draws_BT[:, place])
+                drawn_B = draw(scores(tokens_BL, logits_BLV[:, -1].float()), draws_BT[:, place])
                 tokens_BL = torch.cat([tokens_BL, torch.where(ended_B, self._pad, drawn_B)[:, None]], dim=1)
                 ended_B |= drawn_B == self._end
                 if ended_B.all():
@@ -83,5 +72,4 @@ class CocaCaptioner:
     def _text(self, tokens: list[int]) -> str:
         """A row up to its end, in words."""
         ended = tokens[: tokens.index(self._end)] if self._end in tokens else tokens
-        decode: Any = getattr(self._loaded.tokenizer, "decode")  # noqa: B009  a Callable's type knows no other method
-        return str(decode([token for token in ended if token != self._pad])).strip()
+        return str(self._tokenizer.decode([token for token in ended if token != self._pad])).strip()

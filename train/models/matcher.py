@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from train.errors import WeightsError
-from train.models.blip_folder import Blip, load
+from train.models.blip_folder import enc_id, load
 from train.models.clip import autocast, padded
-from train.models.vocabulary import ENC, Tokens
+from train.models.vocabulary import Tokens
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Pairs that go through the model at once."""
@@ -37,7 +36,7 @@ class Matcher:
                  precision: str = "fp32") -> None:
         self._blip = load("BlipForImageTextRetrieval", name, device, precision)
         self._batch = BATCH[self._blip.device.type]
-        self._first = _enc(self._blip, name) if first_token == "enc" else None
+        self._first = enc_id(name, self._blip.tokenizer, self._blip.model.config) if first_token == "enc" else None
         tokenizer = self._blip.tokenizer
         self._tokens = Tokens(tokenizer, min(max_tokens, tokenizer.model_max_length))
 
@@ -67,13 +66,3 @@ class Matcher:
             probs_B = model.itm_head(both_BLD[:, 0]).float().softmax(dim=-1)[:, 1]
         found = probs_B[: len(pairs)], (of_text * of_picture).sum(dim=-1)[: len(pairs)].clamp(-1, 1)
         return found[0].cpu().numpy(), found[1].cpu().numpy()
-
-
-def _enc(blip: Blip, name: str) -> int:
-    """The id of [ENC]: the tokenizer's, or the one after [DEC], as BLIP adds them; published tokenizers do not name it."""
-    known = blip.tokenizer.get_vocab().get(ENC)
-    config = blip.model.config.text_config
-    found = int(known) if known is not None else int(config.bos_token_id) + 1
-    if not 0 <= found < config.vocab_size:
-        raise WeightsError(f"{name}: its vocabulary has no [ENC]; 'first_token: cls' does without, as transformers' class does")
-    return found

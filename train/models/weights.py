@@ -30,7 +30,7 @@ from train.models.coca import has_decoder, start_decoder
 
 WEIGHTS, MODEL_CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "train.json"
 """The files of a checkpoint folder: the first two as open_clip's `local-dir:` reads them, the third is ours."""
-RESIZE = {"curate-conv-64": "squash"}
+RESIZE = dict.fromkeys(("curate-conv-64", "curate-vit-64", "curate-coca-64"), "squash")
 """How our own models take pictures that are not square; a checkpoint folder says it itself."""
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
