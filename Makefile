@@ -17,7 +17,7 @@ PY     := .venv/bin/python
 UV     := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 READY  := .venv/.ready
 
-# Two test processes: each test is small, and the few that use more cores are the slow ones.
+# Two test processes: each test is small, and the few that use more cores are the slow ones. A file's tests share what it sets up.
 TEST_WORKERS ?= 2
 
 define python-fits
@@ -43,7 +43,7 @@ demo: setup
 	$(PY) -m tests.site.demo
 
 test: setup
-	$(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup browser
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none

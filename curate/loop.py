@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from curate import files
+from curate.certificate import certified
 from curate.errors import RunStopped, UserError
 from curate.judge import Judge
 from curate.locations import parse_source
@@ -102,10 +103,11 @@ def _weights(number: int, pipeline: Pipeline, rounds: list[Round], raw: Outcome,
     assert pipeline.loop is not None
     if number == 0:
         return (trainer.untrained if pipeline.loop.first == "raw" else pipeline.loop.first), ""
-    outcome = raw if number == 1 and pipeline.loop.first == "raw" else rounds[-1].outcome
+    on_raw = number == 1 and pipeline.loop.first == "raw"
+    outcome, stages = (raw, pipeline.stages[: first_of_loop(pipeline)]) if on_raw else (rounds[-1].outcome, pipeline.stages)
     data = outcome.data_digest(source)
     pairs = store.root / "models" / f"pairs-{data}.parquet"
-    if not write_pairs(store, source, outcome.columns, outcome.chain, pairs, kept):
+    if not write_pairs(store, source, outcome.columns, outcome.chain, pairs, kept, certified(stages, source)):
         raise RunStopped(f"round {number - 1} keeps no row, so there is nothing to train on")
     return trainer.train(pairs, data), data
 

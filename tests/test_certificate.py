@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from curate import files
+from curate.cards.verify import verify as verify_place
 from curate.certificate import digest_of
 from curate.cli import main
 from curate.folder import Folder
@@ -150,3 +151,13 @@ def test_a_foreign_tar_beside_certified_ones_is_not_trained_on_as_one(here: Path
     assert decontaminated(Data(shards=(f"{shards}/*.tar",))) == {}
     (shards / "manifest.json").write_text(json.dumps({"decontaminated": "yes", "shards": 3}))
     assert decontaminated(Data(shards=(f"{shards}/00000.tar",))) == {}
+
+
+def test_a_publication_of_the_table_alone_says_it(here: Path) -> None:
+    """With pictures the shards' own manifest goes along."""
+    a_run("run", "coco")
+    for command in (["card", "run"], ["publish", "run", "--to", "there", "--draft"]):
+        with contextlib.suppress(SystemExit):
+            main(command)
+    assert files.read_json(Path("there/manifest.json"))["decontaminated"] == [entry("coco")]
+    assert verify_place("there")[1] == []

@@ -209,7 +209,8 @@ def test_nothing_is_asked_for_in_vain_or_twice(web: Web, undisturbed: Undisturbe
     assert {undisturbed.asked[path] for path in led_to} == {1}
 
 
-@pytest.mark.parametrize("workers", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
 def test_same_bytes_with_worker_processes(web: Web, undisturbed: Undisturbed, tmp_path: Path, workers: int) -> None:
     """One process or several: the same shards, the same funnel."""
     run_here(web.pipeline, tmp_path / "out", workers=workers)

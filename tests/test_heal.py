@@ -5,9 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ import pytest
 
 from curate.addresses import PASSING, RETRIED
 from curate.heal import may_come
+from tests.picture_server import Pictures, served
 from tests.running import environment, run_here, tree, write_pipeline
 from tests.train.toys import encoded, scene
 
@@ -26,55 +25,21 @@ SOURCE = "source: {pairs: pool.parquet, url: url, caption: caption, shard_rows: 
 SAME = ("shards", "funnel.json", "kept")
 
 
-class Web:
-    """Answers /N.png; /N.png with N in `ill` answers `status` until it is well again. Counts what was asked."""
-
-    def __init__(self) -> None:
-        self.ill: dict[int, int] = {}
-        self.asked: list[int] = []
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path == "/robots.txt":
-                    self.send_error(404)
-                    return
-                number = int(self.path.strip("/").partition(".")[0])
-                web.asked.append(number)
-                status = web.ill.get(number, 200)
-                body = encoded(scene(number)) if status == 200 else b"no"
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def url(self, number: int) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/{number}.png"
+@pytest.fixture
+def web() -> Iterator[Pictures]:
+    with served(Pictures(lambda number: encoded(scene(number)))) as found:
+        yield found
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
-    served = Web()
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
-
-
-@pytest.fixture
-def pipeline(web: Web, tmp_path: Path) -> Path:
+def pipeline(web: Pictures, tmp_path: Path) -> Path:
     """24 rows in four shards; rows 22 and 23 borrow the pictures 1 and 2 of the first shard."""
     urls = [web.url(n) for n in range(ROWS - 2)] + [web.url(1), web.url(2)]
     pq.write_table(pa.table({"url": urls, "caption": [f"picture {n}" for n in range(ROWS)]}), tmp_path / "pool.parquet")
     return write_pipeline(tmp_path, *STEPS, source=SOURCE, after="shards: {rows: 6, block: 1}\n")
 
 
-def test_only_what_may_pass_is_asked_for_again_and_comes_into_its_place(web: Web, pipeline: Path, tmp_path: Path) -> None:
+def test_only_what_may_pass_is_asked_for_again_and_comes_into_its_place(web: Pictures, pipeline: Path, tmp_path: Path) -> None:
     run_here(pipeline, tmp_path / "whole")
     web.ill = {1: 503, 9: 500, 10: 404, 20: 429}
     ill = run_here(pipeline, tmp_path / "ill")
@@ -102,7 +67,7 @@ def test_only_what_may_pass_is_asked_for_again_and_comes_into_its_place(web: Web
     assert web.asked == [], "nothing is left that may pass"
 
 
-def test_when_all_has_come_the_run_is_the_one_that_never_failed(web: Web, pipeline: Path, tmp_path: Path) -> None:
+def test_when_all_has_come_the_run_is_the_one_that_never_failed(web: Pictures, pipeline: Path, tmp_path: Path) -> None:
     run_here(pipeline, tmp_path / "whole")
     web.ill = dict.fromkeys((0, 1, 2, 7, 21), 503)
     run_here(pipeline, tmp_path / "ill")
@@ -111,8 +76,8 @@ def test_when_all_has_come_the_run_is_the_one_that_never_failed(web: Web, pipeli
     assert tree(tmp_path / "ill", *SAME) == tree(tmp_path / "whole", *SAME)
 
 
-@pytest.mark.parametrize("writes", [1, 4, 8, 12])
-def test_killed_while_healing_a_plain_run_ends_the_same(web: Web, pipeline: Path, tmp_path: Path, writes: int,
+@pytest.mark.parametrize("writes", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 12))])
+def test_killed_while_healing_a_plain_run_ends_the_same(web: Pictures, pipeline: Path, tmp_path: Path, writes: int,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """At any write: what has come is decided, what has not stays failed, and the next heal completes it."""
     run_here(pipeline, tmp_path / "whole")
@@ -139,7 +104,7 @@ def test_killed_while_healing_a_plain_run_ends_the_same(web: Web, pipeline: Path
 
 
 @pytest.mark.slow
-def test_the_command_remembers_how_the_run_was_made(web: Web, tmp_path: Path) -> None:
+def test_the_command_remembers_how_the_run_was_made(web: Pictures, tmp_path: Path) -> None:
     """`curate heal RUN` knows the pipeline, its --set and its --limit, and says what came."""
     urls = [web.url(n) for n in range(ROWS)]
     pq.write_table(pa.table({"url": urls, "caption": [f"picture {n}" for n in range(ROWS)]}), tmp_path / "pool.parquet")

@@ -4,10 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +17,7 @@ from curate.errors import UserError
 from curate.folder import Folder
 from curate.links import Found, ask_again
 from curate.units import wilson
+from tests.picture_server import Answer, Pictures, served
 from tests.running import run_here, tree, write_pipeline
 
 ROWS = 40
@@ -38,58 +36,35 @@ def picture(number: int) -> bytes:
     return out.getvalue()
 
 
-class Web:
-    """Answers /N.png with picture N; after the run some are dead, one says no, two are other pictures, one is huge."""
+class Web(Pictures):
+    """Picture N at /N.png; after the run (`rotten`) some are dead, one says no, two are other pictures, one is huge."""
 
     def __init__(self) -> None:
-        self.rotten = False
-        self.asked: Counter[int] = Counter()
-        self.agents: set[str] = set()
-        self.sent = 0
-        web = self
+        super().__init__(self.shown)
+        self.rotten, self.sent = False, 0
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path == "/robots.txt":
-                    self.send_error(404)
-                    return
-                number = int(self.path.strip("/").partition(".")[0])
-                web.asked[number] += 1
-                web.agents.add(self.headers["User-Agent"])
-                self.answer(number, next((s for s, ones in ROT.items() if web.rotten and number in ones), None))
+    def shown(self, number: int) -> Answer:
+        if not self.rotten:
+            return Answer(picture(number))
+        dead = next((status for status, ones in ROT.items() if number in ones), None)
+        if dead:
+            return Answer(b"<html>gone</html>", dead)
+        body = picture(number + 500 * (number in (30, 31)))
+        if number == 33:
+            return Answer(body, headers={"Content-Length": str(HUGE)}, more=self.endless(HUGE - len(body)))
+        return Answer(body, headers={"X-Robots-Tag": "noai"} if number == 25 else {})
 
-            def answer(self, number: int, dead: int | None) -> None:
-                body = b"<html>gone</html>" if dead else picture(number + 500 * (web.rotten and number in (30, 31)))
-                huge = web.rotten and number == 33
-                self.send_response(dead or 200)
-                self.send_header("Content-Length", str(HUGE if huge else len(body)))
-                if web.rotten and number == 25:
-                    self.send_header("X-Robots-Tag", "noai")
-                self.end_headers()
-                self.wfile.write(body)
-                while huge and web.sent < HUGE - len(body):
-                    try:
-                        web.sent += self.wfile.write(bytes(2**20))
-                    except OSError:
-                        break
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def url(self, number: int) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/{number}.png"
+    def endless(self, rest: int) -> Iterator[bytes]:
+        while self.sent < rest:
+            yield bytes(2**20)
+            self.sent += 2**20
 
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
     """The web, closed at the end."""
-    found = Web()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    with served(found := Web()):
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +94,7 @@ def test_all_rows_are_counted_by_what_became_of_their_urls(web: Web, run: Path) 
     assert found.statuses == STATUSES
     assert (found.gone, found.unknown) == (8, 2)
     assert found.rot == (8 / 37, *wilson(8, 37))
-    assert web.asked == Counter(range(1, 39)), "each url once, whoever shares it, and none of a row that was dropped"
+    assert Counter(web.asked) == Counter(range(1, 39)), "each url once, whoever shares it, and none of a row that was dropped"
     assert web.agents == {"curate/0.1 (+https://lab.example/crawl)"}, "it asks as the run did"
     assert web.sent < HUGE / 2, "of a picture only its beginning is read"
 

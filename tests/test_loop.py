@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.certificate import digest_of
 from curate.errors import UserError
+from curate.evaluation import unchecked
 from curate.heads.layers import Linear
 from curate.pipeline import load
 from tests.heads import write_head
@@ -199,3 +201,21 @@ def test_threshold_on_a_column_of_the_loop_is_refused(tmp_path: Path, monkeypatc
                               "train: {samples_seen: 1}\n")
     with pytest.raises(UserError, match="p.yaml:7: 'loop_clip_cos' depends on the weights the loop trains, so a fixed threshold"):
         load(Path("p.yaml"))
+
+
+@pytest.mark.slow
+def test_a_model_of_the_loop_says_what_its_rows_were_checked_for(tmp_path: Path) -> None:
+    """Its first training is on the raw pool, before `keep: {top: …}`, its second behind that; both behind the check."""
+    write_site(tmp_path, rows=40)
+    (tmp_path / "exam").mkdir()
+    scene(500).save(tmp_path / "exam/asked.png")
+    checked = "  - decontaminate: {against: exam, hash_bits: 0}\n  - keep: not contaminated\n"
+    text = (tmp_path / "pipeline.yaml").read_text().replace("steps:\n", "steps:\n" + checked)
+    (tmp_path / "pipeline.yaml").write_text(text.replace("samples_seen: 480", "samples_seen: 64"))
+    said, complaints = start(tmp_path, "out").communicate()
+    assert "rows in" in said, complaints
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "out/models").glob("*/model/train.json")]
+    entry = {"benchmark": "exam", "digest": digest_of(str(tmp_path / "exam")), "keep": "not contaminated", "bytes": True}
+    assert cards
+    assert [card["data"]["decontaminated"] for card in cards] == [[entry]] * len(cards)
+    assert list(unchecked(str(next((tmp_path / "out/models").glob("*/model"))), [str(tmp_path / "exam")])) == []

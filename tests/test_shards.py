@@ -225,6 +225,7 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return code == 9
 
 
+@pytest.mark.slow
 def test_killed_anywhere_while_packing_and_run_again(here: Path) -> None:
     """Packing other rows over a finished set dies at every place it can; a manifest stands only for a set that is whole."""
     photos(numbered(9))

@@ -4,13 +4,10 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -33,6 +30,7 @@ from curate.retrieval.server import Settings, create_app
 from curate.store import Store
 from curate.takedown.command import takedown
 from tests.embedded import DIMS, STEP, drawn, indexed
+from tests.picture_server import Pictures, served
 from tests.running import run_here, tree, write_pipeline
 from tests.sources import write_tar
 
@@ -59,42 +57,20 @@ def file_of(number: int, kind: str = "PNG") -> bytes:
     return out.getvalue()
 
 
-class Web:
-    """Answers /N.png; picture 10 is a JPEG of picture 3, and 20, which is ill at first, turns out to be picture 3."""
-
-    def __init__(self) -> None:
-        self.ill = {20}
-        self.asked: list[int] = []
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                found = re.fullmatch(r"/(\d+)\.png", self.path)
-                number = int(found[1]) if found else -1
-                web.asked += [number] if found else []
-                status = 404 if not found else 503 if number in web.ill else 200
-                body = file_of(3, "JPEG") if number == 10 else file_of({20: 3}.get(number, number)) if status == 200 else b"no"
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def url(self, number: int) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/{ {4: 3, 17: 3}.get(number, number)}.png"
+def sent(number: int) -> bytes:
+    """What /N.png answers: picture 10 is a JPEG of picture 3, and 20, which is ill at first, turns out to be picture 3."""
+    return file_of(3, "JPEG") if number == 10 else file_of({20: 3}.get(number, number))
 
 
 @pytest.fixture(scope="module")
-def web() -> Iterator[Web]:
-    served = Web()
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
+def web() -> Iterator[Pictures]:
+    with served(Pictures(sent, ill={20: 503})) as found:
+        yield found
+
+
+def url(web: Pictures, number: int) -> str:
+    """That of the row with this number: 4 and 17 have the picture of 3."""
+    return web.url({4: 3, 17: 3}.get(number, number))
 
 
 def captions(number: int) -> str:
@@ -102,11 +78,11 @@ def captions(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(web: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pipeline and its finished run: index, report, card, a table of pairs and a model that saw it."""
     here = tmp_path_factory.mktemp("made")
     pics = [3 if n in GONE else n for n in range(ROWS)]
-    pq.write_table(pa.table({"url": [web.url(n) for n in range(ROWS)], "caption": [captions(n) for n in range(ROWS)],
+    pq.write_table(pa.table({"url": [url(web, n) for n in range(ROWS)], "caption": [captions(n) for n in range(ROWS)],
                              "n": range(ROWS), "pic": pics}), here / "pool.parquet")
     (here / "steps.py").write_text(STEP)
     source = SOURCE.replace("POOL", str(here / "pool.parquet"))
@@ -187,7 +163,7 @@ def left(root: Path, wanted: dict[str, list[bytes]]) -> list[str]:
             if needle in text and not (path.name == tombstones.NAME and len(needle) == 32)]
 
 
-def test_the_drill(here: Path, web: Web) -> None:
+def test_the_drill(here: Path, web: Pictures) -> None:
     root, pipeline = here / "run", here / "pipeline.yaml"
     wanted, uid = needles(root), uid_of(root, 4)
     seen, others = uid_of(root, 15), uid_of(root, 5)
@@ -226,9 +202,9 @@ def test_the_drill(here: Path, web: Web) -> None:
     same = ("shards", "kept", "columns", "images")
     assert tree(root, *same) == {name: digest for name, digest in after.items() if name.startswith(same)}
 
-    web.ill = set()
+    web.ill = {}
     healed = run_here(pipeline, root, heal=True)
-    web.ill = {20}
+    web.ill = {20: 503}
     assert web.asked[len(asked):] == [20]
     assert {e["what"]: e["removed"] for e in healed.funnel if e["removed"]} == {"source": 5, "download": 1}
     assert left(root, wanted) == []
@@ -336,11 +312,11 @@ def full_disk_at(writes: int) -> Iterator[None]:
             yield
 
 
-def test_a_row_that_comes_again_is_blank_from_the_start(made: Path, here: Path, web: Web) -> None:
+def test_a_row_that_comes_again_is_blank_from_the_start(made: Path, here: Path, web: Pictures) -> None:
     root = here / "run"
     wanted = needles(root)
     taken(root, uids=[uid_of(root, 3)])
-    again = pa.table({"url": [web.url(3), web.url(30)], "caption": [captions(3), "a new one"], "n": [3, 30], "pic": [3, 30]})
+    again = pa.table({"url": [url(web, 3), url(web, 30)], "caption": [captions(3), "a new one"], "n": [3, 30], "pic": [3, 30]})
     pq.write_table(again, here / "pool2.parquet")
     pool = f"{made / 'pool.parquet'}"
     text = (here / "pipeline.yaml").read_text().replace(pool, f"[{pool}, {here / 'pool2.parquet'}]")

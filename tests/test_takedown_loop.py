@@ -7,10 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from hashlib import blake2b
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +24,7 @@ from curate.shards import verify
 from curate.store import Store
 from curate.training import Trainer
 from tests.embedded import DIMS, STEP, indexed
+from tests.picture_server import Pictures, served
 from tests.running import environment, tree
 from tests.test_takedown import left, stored, uid_of
 from tests.train.toys import COLOURS, colour_of
@@ -55,55 +53,30 @@ def file_of(number: int) -> bytes:
     return out.getvalue()
 
 
-class Web:
-    """Answers /N.png; what is ill is not there for now."""
-
-    def __init__(self) -> None:
-        self.ill, self.asked = {20}, list[int]()
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                name = self.path.removeprefix("/").removesuffix(".png")
-                web.asked += [int(name)] if name.isdigit() else []
-                status = 404 if not name.isdigit() else 503 if int(name) in web.ill else 200
-                body = file_of(int(name)) if status == 200 else b"no"
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def url(self, number: int) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/{URL_OF.get(number, number)}.png"
-
-
 @pytest.fixture
-def web() -> Iterator[Web]:
-    served = Web()
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
+def web() -> Iterator[Pictures]:
+    with served(Pictures(file_of, ill={20: 503})) as found:
+        yield found
 
 
-def split(web: Web) -> int:
+def url(web: Pictures, number: int) -> str:
+    """That of the row with this number."""
+    return web.url(URL_OF.get(number, number))
+
+
+def split(web: Pictures) -> int:
     """A seed of `held_out` that sets picture 7 aside and trains on 3: which pictures it takes depends on their urls."""
     def is_held(seed: int, number: int) -> bool:
-        hashed = blake2b(f"{seed} {block_list.image_id_of(web.url(number))}".encode(), digest_size=8).digest()
+        hashed = blake2b(f"{seed} {block_list.image_id_of(url(web, number))}".encode(), digest_size=8).digest()
         return int.from_bytes(hashed) < 0.3 * 2**64
     return next(seed for seed in range(1000) if is_held(seed, 7) and not is_held(seed, 3))
 
 
-def prepare(here: Path, web: Web) -> None:
+def prepare(here: Path, web: Pictures) -> None:
     """pool.parquet, steps.py and pipeline.yaml."""
     pics = [3 if n == 15 else COPY_OF.get(n, URL_OF.get(n, n)) for n in range(ROWS)]
     captions = [f"a {colour_of(pic)} thing, the very private caption {n}x" for n, pic in enumerate(pics)]
-    pq.write_table(pa.table({"url": [web.url(n) for n in range(ROWS)], "caption": captions, "n": range(ROWS), "pic": pics}),
+    pq.write_table(pa.table({"url": [url(web, n) for n in range(ROWS)], "caption": captions, "n": range(ROWS), "pic": pics}),
                    here / "pool.parquet")
     (here / "steps.py").write_text(STEP)
     (here / "photo.png").write_bytes(file_of(3))
@@ -174,7 +147,7 @@ def tables(root: Path, kind: str) -> list[set[str]]:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("on", ["local", "ray"])
-def test_after_a_loop_nothing_is_left_and_nothing_comes_back(tmp_path: Path, web: Web, on: str,
+def test_after_a_loop_nothing_is_left_and_nothing_comes_back(tmp_path: Path, web: Pictures, on: str,
                                                             capsys: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path, web)
     run = ("run", "pipeline.yaml", "--on", on, "--workers", "2", "--out", "run")
@@ -209,7 +182,7 @@ def test_after_a_loop_nothing_is_left_and_nothing_comes_back(tmp_path: Path, web
     assert_stays(tmp_path, run, web, wanted, capsys)
 
 
-def assert_stays(here: Path, run: tuple[str, ...], web: Web, wanted: dict[str, list[bytes]],
+def assert_stays(here: Path, run: tuple[str, ...], web: Pictures, wanted: dict[str, list[bytes]],
                  capsys: pytest.CaptureFixture[str]) -> None:
     """Twice is the same as once; a rerun measures, trains and asks for nothing; what a heal brings again is thrown away."""
     root = here / "run"
@@ -221,7 +194,7 @@ def assert_stays(here: Path, run: tuple[str, ...], web: Web, wanted: dict[str, l
     assert web.asked == asked
     same = ("shards", "kept", "columns", "images", "models", "source")
     assert tree(root, *same) == {name: digest for name, digest in after.items() if name.split("/")[0] in same}
-    web.ill = set()
+    web.ill = {}
     curate(here, "heal", "run", *run[2:6])
     assert web.asked[len(asked):] == [20]
     assert left(root, wanted) == []
@@ -230,6 +203,7 @@ def assert_stays(here: Path, run: tuple[str, ...], web: Web, wanted: dict[str, l
     assert list(verify(root / "shards")) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_saw_what_was_taken_down_is_not_trained_again(tmp_path: Path) -> None:
     """Its table is another one since; without tombstones another table is another training's, and is refused by the trainer."""
     trainer = Trainer(Store(tmp_path, "test"), {"samples_seen": 8, "batch": 4}, "curate-conv-64", "")

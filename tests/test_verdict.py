@@ -9,8 +9,9 @@ import pytest
 
 from curate.errors import RunStopped
 from curate.verdict import ADVICE, ENOUGH, SECONDS, Verdict, judge
+from tests.picture_server import Pictures
 from tests.running import run_here, write_pipeline
-from tests.test_heal import SOURCE, Web, web
+from tests.test_heal import SOURCE, web
 
 __all__ = ["web"]
 
@@ -56,7 +57,7 @@ def test_advice_is_for_statuses_that_there_are() -> None:
     assert all(f"\n| `{status}` |" in described for status in ADVICE)
 
 
-def test_a_run_stops_keeps_what_came_and_is_healed(web: Web, tmp_path: Path) -> None:
+def test_a_run_stops_keeps_what_came_and_is_healed(web: Pictures, tmp_path: Path) -> None:
     """Servers that are down fail nearly all; the same command says so again; when they are up, heal completes the run."""
     rows = 120
     table = pa.table({"url": [web.url(n) for n in range(rows)], "caption": [f"picture {n}" for n in range(rows)]})

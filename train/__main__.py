@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train", description="Train a CLIP model on image-text shards.")
+    parser = argparse.ArgumentParser(prog="python -m train",
+                                     description="Train a CLIP, SigLIP, CoCa or BLIP model on image-text shards.")
     parser.add_argument("file", type=Path, nargs="?", help="YAML file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="override a setting, like lr=1e-3 or eval.every=100")

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from train.config import Data
 from train.errors import DataError, did_you_mean
 from train.files import read_json
@@ -53,15 +55,22 @@ def _source(data: Data, rank: str | None, salt: str) -> Index:
 
 
 def decontaminated(data: Data) -> dict[str, Any]:
-    """{"decontaminated": what the manifests beside all of the tars say of benchmarks}; nothing where they say nothing, or do not
-    know one of the tars."""
-    if not all(part.shards for part in data.parts):
-        return {}
+    """{"decontaminated": what the manifests beside all of the tars, and all tables of pairs, say of benchmarks}; nothing where
+    they say nothing, or do not know one of the tars."""
     paths = [path for part in data.parts for path in _matches(part.shards)]
     said = [_manifest_entries(folder, {path.name for path in paths if path.parent == folder})
             for folder in sorted({path.parent for path in paths})]
+    said += [_table_entries(path) for part in data.parts for path in _matches(part.table)]
     common = [entry for entry in (said[0] if said else []) if all(entry in entries for entries in said)]
     return {"decontaminated": common} if common else {}
+
+
+def _table_entries(path: Path) -> list[Any]:
+    try:
+        found = json.loads((pq.read_metadata(path).metadata or {}).get(b"decontaminated", b"[]"))
+    except (ValueError, OSError):
+        return []       # somebody else's
+    return found if isinstance(found, list) else []
 
 
 def _manifest_entries(folder: Path, names: set[str]) -> list[Any]:

@@ -155,9 +155,11 @@ def _uids(dataset: Dataset) -> memoryview:
 
 
 def _manifest(folder: Folder, card: Card, dataset: Dataset, items: list[Item]) -> dict[str, Any]:
-    """manifest.json: plain data, the same for the same run and card."""
+    """manifest.json: plain data, the same for the same run and card; what the run may say of benchmarks goes with its rows."""
+    known = files.read_json(folder.root / "run.json").get("decontaminated")
     found = {"layout": LAYOUT, "name": card.settings.texts["name"], "version": card.settings.texts["version"],
              "rows": dataset.rows, "run": {"chain": folder.chain, "source": folder.source.digest},
+             **({"decontaminated": known} if known else {}),
              "files": [{"path": i.path, "bytes": i.bytes, "sha256": i.sha256, **({} if i.rows is None else {"rows": i.rows})}
                        for i in items]}
     return {**found, "digest": files.digest(found)}

@@ -13,7 +13,7 @@ from transformers import BlipForConditionalGeneration
 
 from tests.train.blip_toys import TOY, chunk, saved, toy
 from tests.train.halves import gradients
-from tests.train.toys import config, logged, shard
+from tests.train.toys import Killed, config, logged, shard
 from train.__main__ import main
 from train.caching import Embedded, cached_backward
 from train.config import from_mapping
@@ -222,10 +222,6 @@ def test_it_learns_to_judge_and_to_write(shards: str, tmp_path: Path) -> None:
         words = lm_loss(*model.next_words(patches, tokens), smoothing=0).item()
     assert auroc(together, (rows == columns).numpy()) > 0.9
     assert words < 0.5 < 1.5 < logged(tmp_path)[0]["loss_lm"]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the trainer catches it."""
 
 
 def test_killed_and_resumed_equals_undisturbed(shards: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.toys import config, logged, shard
+from tests.train.toys import Killed, config, logged, shard
 from train.config import Data
 from train.data import open_data
 from train.ema import Average, decay_at
@@ -70,10 +70,6 @@ def test_it_is_exported_and_evaluated_and_changes_no_step(shards: str, tmp_path:
     again = load("toy-conv-32", str(result.checkpoint))
     assert result.figures == evaluate_retrieval(again, open_data(Data(shards=(shards,))))
     assert not (result.checkpoint / "learning.safetensors").exists()
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the trainer catches it."""
 
 
 def test_killed_and_resumed_equals_undisturbed(shards: str, tmp_path: Path) -> None:

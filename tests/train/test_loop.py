@@ -15,7 +15,20 @@ import open_clip
 import pytest
 import torch
 
-from tests.train.toys import SMALL, caption, config, encoded, img2dataset_shard, logged, pairs, scene, shard, table, write_tar
+from tests.train.toys import (
+    SMALL,
+    Killed,
+    caption,
+    config,
+    encoded,
+    img2dataset_shard,
+    logged,
+    pairs,
+    scene,
+    shard,
+    table,
+    write_tar,
+)
 from train import loop
 from train.__main__ import main
 from train.config import Config, Data, Eval
@@ -81,12 +94,7 @@ def test_the_same_twice_whatever_the_workers(model: str, shards: str, tmp_path: 
     assert train(config(data=shards, model=model, seed=1), tmp_path / "seed").weights != results[0].weights
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the trainer catches it."""
-
-
-@pytest.mark.parametrize("model", ["toy-conv-32", "toy-vit-32"])
-@pytest.mark.parametrize("at", [1, 3, 4, 5])
+@pytest.mark.parametrize(("model", "at"), [("toy-conv-32", 1), ("toy-conv-32", 4), ("toy-conv-32", 5), ("toy-vit-32", 3)])
 def test_killed_and_resumed_equals_undisturbed(model: str, at: int, shards: str, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(data=shards, model=model, checkpoint_every=2, keep=2)

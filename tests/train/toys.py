@@ -23,6 +23,10 @@ SMALL: dict[str, Any] = {"model": "toy-conv-32", "batch": 8, "samples_seen": "2 
                          "threads": 1, "log_every": 1, "tensorboard": False}
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the trainer catches it."""
+
+
 def scene(number: int, side: int = 40) -> Image.Image:
     """Picture `number`: one shape in one colour, its place by the number."""
     picture = Image.new("RGB", (side, side), (245, 245, 245))

@@ -1,0 +1,7 @@
+"""What every test stands on."""
+
+import signal
+
+# A shell's background job ignores Ctrl-C, and so would the runs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
