@@ -20,7 +20,7 @@ from curate.keep import Keep, parse
 from curate.locations import matching_files, parse_source
 from curate.loop_settings import LoopSettings, loop_settings
 from curate.stages import KeepUse, Stage, StepUse, TopUse
-from curate.step import Spec, known_steps, load_step
+from curate.step import Spec, known_steps, load_step, vector
 
 OWN_COLUMNS: Mapping[str, pa.DataType] = {"uid": step.string, "image_id": step.string}
 OF_SOURCE = step.Maker("", {}, loop=False)
@@ -36,6 +36,8 @@ class ShardSettings:
     """source shards that are packed together: a row that changes rewrites the tars of its block only"""
     caption: str = "caption"
     """the column of texts that becomes .txt and `caption`; the source's own text then is `source_caption`"""
+    vectors: tuple[str, ...] = ()
+    """embeddings that go into the tables beside the tars, for `train`'s `distill`; the tars hold none"""
     write: bool = True
 
 
@@ -121,7 +123,7 @@ def _shard_settings(value: Any, where: str, columns: Mapping[str, pa.DataType]) 
         return ShardSettings()
     if not isinstance(value, Mapping):
         raise UserError("'shards:' is a map like {rows: 10000}, or none", where)
-    known = ("rows", "block", "caption")
+    known = ("rows", "block", "caption", "vectors")
     for key, number in value.items():
         if key not in known:
             raise UserError(f"shards has no setting '{key}'{did_you_mean(str(key), known)}", where)
@@ -130,9 +132,15 @@ def _shard_settings(value: Any, where: str, columns: Mapping[str, pa.DataType]) 
             if number not in texts:
                 hint = did_you_mean(number, texts) if isinstance(number, str) else ""
                 raise UserError(f"shards.caption: {number!r} is not a column of texts{hint}", where)
+        elif key == "vectors":
+            there = [name for name, kind in columns.items() if kind == vector]
+            for name in number if isinstance(number, list) and number else [number]:
+                if name not in there:
+                    hint = did_you_mean(str(name), there)
+                    raise UserError(f"shards.vectors: {name!r} is not a column of embeddings{hint}", where)
         elif not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise UserError(f"shards.{key}: {number!r} is not a whole number of 1 or more", where)
-    return ShardSettings(**value)
+    return ShardSettings(**{**value, "vectors": tuple(value.get("vectors", ()))})
 
 
 def _with_caption(settings: ShardSettings, columns: Mapping[str, pa.DataType], done: tuple[Stage, ...]) -> ShardSettings:

@@ -1,7 +1,7 @@
 """Finished shards: tars and parquet as img2dataset and webdataset write them, and a manifest that proves what they hold.
 
     00000.tar        <key>.jpg <key>.txt <key>.json a row; the key is the uid, so no number depends on what was filtered
-    00000.parquet    the same rows in the same order; the columns of the .json, and image_id
+    00000.parquet    the same rows in the same order; the columns of the .json, image_id, and the vectors that are asked for
     00000_stats.json counts as img2dataset's, and the content key by which a second run sees that nothing changed
     manifest.json    sha256 of every file, rows and uid digest a shard; removed first, written last: where it is, the set is whole
 
@@ -74,13 +74,15 @@ class Block:
         return f"shards {self.tars[0].number} to {self.tars[-1].number}"
 
 
-def packed_columns(columns: Mapping[str, Column], caption: str = "caption") -> tuple[tuple[str, Column], ...]:
-    """The columns that go into shards: all but vectors, image references and notes on how a row was read.
+def packed_columns(columns: Mapping[str, Column], caption: str = "caption",
+                   vectors: Sequence[str] = ()) -> tuple[tuple[str, Column], ...]:
+    """The columns that go into shards: all but image references, notes on how a row was read, and vectors other than `vectors`.
 
     `key` is ours here; what a source calls so is `source_key`, unless it has that from shards that were packed before. Where
     another column than `caption` is the caption of a sample, it takes that name, and the source's text is `source_caption`.
     """
-    chosen = {n: c for n, c in columns.items() if c.type != step.image and not _is_vector(c.type) and n != "source_error"}
+    chosen = {n: c for n, c in columns.items()
+              if c.type != step.image and n != "source_error" and (n in vectors or not _is_vector(c.type))}
     ours = {"key": "source_key"} | ({"caption": "source_caption", caption: "caption"} if caption != "caption" else {})
     return tuple((ours.get(n, n), c) for n, c in chosen.items() if n not in ours or ours[n] not in chosen or ours[n] == "caption")
 
@@ -93,7 +95,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 def plan_blocks(store: Store, source: Source, chain: str, columns: Mapping[str, Column], settings: ShardSettings,
                 folder: Path) -> list[Block]:
     """How the alive rows of a chain are laid out: from the kept files' footers alone."""
-    chosen = packed_columns(columns, settings.caption)
+    chosen = packed_columns(columns, settings.caption, settings.vectors)
     made_of = [LAYOUT, dict(source.settings), columns["image"].id, {n: c.id for n, c in chosen}]
     a_task = max(1, source.settings["shard_rows"] // settings.rows)   # so that not every small tar reads a large source shard
     blocks: list[Block] = []
@@ -191,7 +193,8 @@ def _write_rows(writer: TarWriter, table: pa.Table, root: Path) -> pa.Table:
     refs, table = table["image"].to_pylist(), table.drop_columns("image")
     keys = [key_of(uid) for uid in table["uid"].to_pylist()]
     table = table.add_column(0, "key", pa.array(keys, pa.string()))
-    names = [n for n in table.column_names if n != "image_id"]      # who reads the tar again makes the same of url or bytes
+    names = [n for n in table.column_names       # who reads the tar again makes the same image_id of url or bytes
+             if n != "image_id" and not _is_vector(table[n].type)]
     rows = zip(*(_plain(table[n]) for n in names), strict=True)
     pictures = images.read_each(refs, root)
     for key, data, caption, row in zip(keys, pictures, table["caption"].to_pylist(), rows, strict=True):

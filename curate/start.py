@@ -133,7 +133,15 @@ def _swept(store: Store) -> Iterator[None]:
 def trainer_of(pipeline: Pipeline, store: Store) -> Trainer | None:
     if pipeline.train is None:
         return None
-    return Trainer(store, pipeline.train, pipeline.loop.model if pipeline.loop else "", pipeline.where("train"))
+    trainer = Trainer(store, pipeline.train, pipeline.loop.model if pipeline.loop else "", pipeline.where("train"))
+    teacher = trainer.config.distill
+    if teacher is not None and pipeline.loop is not None:
+        raise UserError("train.distill: a loop's rounds train on pairs, which have no embeddings; train without 'loop:'",
+                        pipeline.where("train"))
+    if teacher is not None and not set(teacher.columns) <= set(pipeline.shards.vectors):
+        raise UserError(f"train.distill: it reads {' and '.join(teacher.columns)} beside the shards, which hold them with "
+                        f"shards: {{vectors: [{', '.join(teacher.columns)}]}}", pipeline.where("train"))
+    return trainer
 
 
 def _said(out: Path, session: Session, outcome: Outcome) -> Iterator[str]:

@@ -55,7 +55,9 @@ class Trainer:
         """The weights after training on the run's finished shards: what `train:` without a loop means."""
         content = files.file_digest(self._store.shards / "manifest.json")
         name = f"models/{files.digest([self.config_digest, content])}"
-        settings = {**self._settings, "data": str(self._store.shards / "*.tar")}
+        tars, tables = (str(self._store.shards / f"*.{kind}") for kind in ("tar", "parquet"))
+        data = tars if self.config.distill is None else {"shards": tars, "scores": tables}
+        settings = {**self._settings, "data": data}
         return f"{name}/{_apart(_train, settings, self._store.root / name)}"
 
     def recall(self, weights: str, pairs: Path) -> dict[str, float]:

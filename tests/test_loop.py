@@ -206,16 +206,17 @@ def test_threshold_on_a_column_of_the_loop_is_refused(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_a_model_of_the_loop_says_what_its_rows_were_checked_for(tmp_path: Path) -> None:
     """Its first training is on the raw pool, before `keep: {top: …}`, its second behind that; both behind the check."""
-    write_site(tmp_path, rows=40)
+    write_site(tmp_path, rows=60)
     (tmp_path / "exam").mkdir()
     scene(500).save(tmp_path / "exam/asked.png")
-    checked = "  - decontaminate: {against: exam, hash_bits: 0}\n  - keep: not contaminated\n"
+    checked = "  - image_hash\n  - decontaminate: {against: exam}\n  - keep: not contaminated\n"
     text = (tmp_path / "pipeline.yaml").read_text().replace("steps:\n", "steps:\n" + checked)
     (tmp_path / "pipeline.yaml").write_text(text.replace("samples_seen: 480", "samples_seen: 64"))
     said, complaints = start(tmp_path, "out").communicate()
     assert "rows in" in said, complaints
     cards = [json.loads(path.read_text()) for path in (tmp_path / "out/models").glob("*/model/train.json")]
-    entry = {"benchmark": "exam", "digest": digest_of(str(tmp_path / "exam")), "keep": "not contaminated", "bytes": True}
+    entry = {"benchmark": "exam", "digest": digest_of(str(tmp_path / "exam")), "keep": "not contaminated", "bytes": True,
+             "hash_bits": 4, "max_levels": 24}
     assert cards
     assert [card["data"]["decontaminated"] for card in cards] == [[entry]] * len(cards)
     assert list(unchecked(str(next((tmp_path / "out/models").glob("*/model"))), [str(tmp_path / "exam")])) == []

@@ -1,10 +1,11 @@
-"""Settings that are more than a number or a word: which part of a tower stays as it is, what a spike of the loss is."""
+"""Settings that are more than a number or a word: which part of a tower stays as it is, what a spike of the loss is,
+who teaches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from train.checks import as_number, number, whole
+from train.checks import as_number, number, text, whole
 from train.errors import did_you_mean
 
 Held = str | int | None
@@ -26,6 +27,30 @@ class Lock:
 
     image: Held = None
     text: Held = None
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Learning from what another model made of the same pairs."""
+
+    of: str = ""
+    weight: float = 1.0
+    scale: float = 100.0
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Of the score table: its embeddings of pictures and of texts."""
+        return (f"{self.of}_image_emb", f"{self.of}_text_emb") if self.of else ("image_emb", "text_emb")
+
+
+def distill(value: Any) -> Distill:
+    """`{of: ref, weight: 1, scale: 100}`, all by default."""
+    if isinstance(value, Distill):
+        return value
+    found = _map(value, ("of", "weight", "scale"), "{of: ref, weight: 1, scale: 100}")
+    above = number(0, above=True)
+    return Distill(text(found["of"]) if "of" in found else "", above(found.get("weight", Distill.weight)),
+                   above(found.get("scale", Distill.scale)))
 
 
 def spike(value: Any) -> Spike:

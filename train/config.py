@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from train.checks import Check, as_number, crop_area, number, optional, paths, text, two, whole, word, yes_no
-from train.choices import Lock, Spike, alphas, lock, micro_batch, spike
+from train.choices import Distill, Lock, Spike, alphas, distill, lock, micro_batch, spike
 from train.data_settings import Curriculum, curriculum, data
 from train.data_settings import Data as Data
 from train.errors import ConfigError, did_you_mean
@@ -146,6 +146,10 @@ class Config:
     """of `momentum`: share of the right answer that goes where the copy sees it, reached after two epochs; BLIP's 0.4"""
     prompt: str = setting(text, "a picture of ", later=True)
     """of `loss: blip_captioner`: what every caption begins with"""
+    distill: Distill | None = setting(optional(distill), None, later=True)
+    """learn from another model's stored embeddings too: `{of: ref, weight: 1, scale: 100}`. The score table has them, a row each,
+    as ref_image_emb and ref_text_emb (without `of`: image_emb and text_emb). Added to the loss, times `weight`: how far the
+    batch's similarities are from the teacher's, whose cosines count `scale` times (arXiv 2309.12314, section 3.1)"""
     lr: float = setting(number(0, above=True), 5e-4)
     """at the top of the schedule"""
     lr_image: float = setting(number(0), 1.0)
@@ -227,6 +231,8 @@ class Config:
             raise ValueError("momentum: queue and soft_labels need it, like 0.995")
         if self.momentum is not None and self.loss not in ("blip", "blip_filter"):
             raise ValueError(f"momentum: loss: {self.loss} knows none, only blip and blip_filter")
+        if self.distill is not None and self.loss == "blip_captioner":
+            raise ValueError("distill: loss: blip_captioner makes no embeddings")
         if self.wise_ft is not None and self.init is None:
             raise ValueError("wise_ft: needs init, the weights that a fine-tuning starts from")
         if self.wise_ft is not None and len(self.wise_ft) > 1 and self.eval.keep_best is None:

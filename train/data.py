@@ -25,19 +25,23 @@ from train.scores import Scores, checked_chances
 from train.tars import Sample, samples
 
 
-def open_data(data: Data, rank: str | None = None) -> Index:
-    """The index over `data`; `rank` names the column of the scores that a curriculum goes by.
+def open_data(data: Data, rank: str | None = None, taught: Sequence[str] = ()) -> Index:
+    """The index over `data`; `rank` names the column of the scores that a curriculum goes by, `taught` those of a teacher's
+    embeddings.
 
     Raises DataError, before anything is used, for what is missing, cut short or mispaired.
     """
-    parts = [_source(part, rank, str(n) if n else "") for n, part in enumerate(data.parts)]
+    parts = [_source(part, rank, taught, str(n) if n else "") for n, part in enumerate(data.parts)]
     return parts[0] if len(parts) == 1 else joined(parts, [part.weight for part in data.parts])
 
 
-def _source(data: Data, rank: str | None, salt: str) -> Index:
+def _source(data: Data, rank: str | None, taught: Sequence[str], salt: str) -> Index:
     if rank is not None and not data.scores:
         raise DataError(f"no scores say '{rank}' of {', '.join(data.shards or data.table)}, which the curriculum goes by")
-    scores = Scores(_matches(data.scores), rank, data.missing) if data.scores else None
+    if taught and not data.scores:
+        where = ", ".join(data.shards or data.table)
+        raise DataError(f"no scores have {' and '.join(taught)} of {where}, which distill learns from")
+    scores = Scores(_matches(data.scores), rank, data.missing, taught) if data.scores else None
     rows = Rows(scores, salt)
     if data.shards:
         files = [str(path) for path in _matches(data.shards)]

@@ -13,6 +13,7 @@ from train.errors import DataError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Halves = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Index:
     """the first picture of each source"""
     shares: tuple[float, ...] = (1.0,)
     """the weight of each source"""
+    taught: Halves | None = None
+    """(num_captions, 2E) a teacher's embedding of the picture beside that of the caption; None: nobody teaches"""
     counts: Mapping[str, int] = field(default_factory=dict)
     """what became of the rows under the scores; empty without scores"""
     _open: Callable[[str], "Handle"] = field(default_factory=lambda: lru_cache(maxsize=256)(Handle), repr=False, compare=False)
@@ -132,7 +135,16 @@ def joined(parts: Sequence[Index], shares: Sequence[float]) -> Index:
         _filled([part.chance for part in parts], [1 / np.repeat(np.diff(p.first), np.diff(p.first)) for p in parts]),
         _filled([part.weight for part in parts], [np.ones(len(part)) for part in parts]),
         _filled([part.rank for part in parts], [np.full(len(part), np.nan) for part in parts]),
-        tuple(starts[:-1].tolist()), tuple(shares), counts)
+        tuple(starts[:-1].tolist()), tuple(shares), _taught(parts), counts)
+
+
+def _taught(parts: Sequence[Index]) -> Halves | None:
+    """The teacher's embeddings one behind the other; whoever has some, all have."""
+    found = [part.taught for part in parts if part.taught is not None]
+    if len({taught.shape[1] for taught in found}) > 1:
+        widths = " and ".join(str(taught.shape[1] // 2) for taught in found)
+        raise DataError(f"the sources' embeddings to learn from have {widths} numbers: several teachers")
+    return np.concatenate(found) if found else None
 
 
 def _filled(given: Sequence[Floats | None], without: Sequence[Floats]) -> Floats | None:

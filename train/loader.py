@@ -16,6 +16,7 @@ from PIL import Image
 
 from train.data import Index
 from train.errors import DataError
+from train.index import Halves
 from train.order import Order, caption_of
 from train.pictures import BrokenPicture, TrainCrop
 
@@ -40,6 +41,8 @@ class Batch:
     """int64, (batch, context)"""
     pictures: NDArray[np.int64]
     """(batch,) the pictures shown; not those asked for where one is broken"""
+    taught_N2E: torch.Tensor | None = None
+    """half precision, (batch, 2E): a teacher's embeddings of the pictures beside those of the texts"""
 
 
 class Loader:
@@ -79,17 +82,17 @@ class Loader:
         draws = self.order.crops(step)[self._mine]
         pixels = np.empty((len(pictures), self.crop.size, self.crop.size, 3), np.uint8)
         cuts = np.linspace(0, len(pictures), min(self._workers, len(pictures)) + 1).astype(int)
-        return _Coming(pixels, [pool.submit(self._part, pixels[a:b], pictures[a:b], draws[a:b], epochs[a:b])
+        return _Coming(self.index.taught, pixels, [pool.submit(self._part, pixels[a:b], pictures[a:b], draws[a:b], epochs[a:b])
                                 for a, b in zip(cuts, cuts[1:], strict=False)])
 
-    def _part(self, pixels: NDArray[np.uint8], wanted: Ints, draws: NDArray[np.float64], epochs: Ints) -> tuple[Ints, Ints]:
-        """Fill `pixels`; (tokens, the pictures shown)."""
+    def _part(self, pixels: NDArray[np.uint8], wanted: Ints, draws: NDArray[np.float64], epochs: Ints) -> tuple[Ints, Ints, Ints]:
+        """Fill `pixels`; (tokens, the pictures shown, the captions)."""
         shown = wanted.copy()
         for row, picture in enumerate(wanted.tolist()):
             shown[row], image = self._picture(picture)
             pixels[row] = self.crop(image, draws[row])
         captions = caption_of(shown, self.index.first, self.order.seed, epochs, self.index.chance)
-        return self._tokenised(captions.tolist()), shown
+        return self._tokenised(captions.tolist()), shown, captions
 
     def _picture(self, wanted: int) -> tuple[int, Image.Image]:
         """Picture `wanted`, or the next one that is not broken, and its number."""
@@ -132,11 +135,12 @@ class Loader:
 class _Coming:
     """A batch that threads are filling."""
 
+    taught: Halves | None
     pixels_NHWC: NDArray[np.uint8]
-    parts: Sequence[Future[tuple[Ints, Ints]]]
+    parts: Sequence[Future[tuple[Ints, Ints, Ints]]]
 
     def batch(self) -> Batch:
         """The batch, once it is there."""
-        done = [part.result() for part in self.parts]
-        return Batch(torch.from_numpy(self.pixels_NHWC), torch.from_numpy(np.concatenate([tokens for tokens, _ in done])),
-                     np.concatenate([shown for _, shown in done]))
+        tokens, shown, captions = (np.concatenate(found) for found in zip(*(part.result() for part in self.parts), strict=True))
+        return Batch(torch.from_numpy(self.pixels_NHWC), torch.from_numpy(tokens), shown,
+                     None if self.taught is None else torch.from_numpy(self.taught[captions]))

@@ -68,7 +68,8 @@ def train(config: Config, out: Path, progress: Watcher | None = None) -> Result:
 def _train(config: Config, out: Path, ranks: Ranks, progress: Watcher | None) -> Result:
     """Attempts until one comes to the end: each goes on from the last checkpoint and passes over what was suspect before."""
     opened(config.eval)     # hours are not to be spent on what cannot be judged in the end
-    index = open_data(config.data, config.curriculum.by if config.curriculum else None)
+    index = open_data(config.data, config.curriculum.by if config.curriculum else None,
+                      config.distill.columns if config.distill else ())
     ranks.share(config.batch)
     order = make_order(index, config)
     suspects = Suspects(out, {"settings": config.identity(), "init": config.init, "data": index.digest})

@@ -42,6 +42,21 @@ def siglip_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, 
     return -F.logsigmoid(signs_NM * logits_NM).sum() / len(image_ND)
 
 
+def distill_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, taught_N2E: Tensor, taught_scale: float, *,
+                 gather: Gather | None = None) -> Tensor:
+    """How far the similarities of a batch's pictures and texts are from those a teacher sees: cross entropy of the softmax of
+    ours under that of the teacher's, both ways, its mean over this process's pairs.
+
+    TinyCLIP's affinity mimicking (Wu et al. 2023, arXiv 2309.12314, section 3.1). `taught_N2E` are the teacher's embeddings, the
+    picture's beside the text's, each of length 1; its width need not be ours. Means over processes are exact, as in `clip_loss`.
+    """
+    image_MD, text_MD, taught_M2E = map(gather, (image_ND, text_ND, taught_N2E)) if gather else (image_ND, text_ND, taught_N2E)
+    (own_image, own_text), (all_image, all_text) = taught_N2E.chunk(2, dim=1), taught_M2E.chunk(2, dim=1)
+    of_images = F.cross_entropy(scale * image_ND @ text_MD.T, (taught_scale * own_image @ all_text.T).softmax(dim=1))
+    of_texts = F.cross_entropy(scale * text_ND @ image_MD.T, (taught_scale * own_text @ all_image.T).softmax(dim=1))
+    return (of_images + of_texts) / 2
+
+
 def caption_loss(logits_NLV: Tensor, labels_NL: Tensor, pad_id: int) -> Tensor:
     """Cross entropy of each caption's next tokens, its mean over the caption's tokens, and the mean of those over the captions.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from train.index import Floats, Index, Ints
+from train.errors import DataError
+from train.index import Floats, Halves, Index, Ints
 from train.scores import Scores
 
 Place = tuple[int, int, int]
@@ -84,11 +85,21 @@ class Rows:
         if self._has_chances or (weight is not None and len(rows) > len(first_row)):
             total = np.bincount(caption, weights=chance, minlength=len(rows))
             shown = np.asarray(total / np.repeat(np.bincount(picture[rows], total, len(first_row)), counts), np.float64)
-        for values in (shown, weight, rating):
+        taught = None if self._scores is None else self._taught(self._scores, score[rows])
+        for values in (shown, weight, rating, taught):
             if values is not None:
                 self._hash.update(b"scores" + values.tobytes())
         return Index(files, place[ordered], first, text, text_end, self._hash.hexdigest(), self._blank, identity[ordered], shown,
-                     weight, rating, counts={} if self._scores is None else self._scores.counts)
+                     weight, rating, taught=taught, counts={} if self._scores is None else self._scores.counts)
+
+    def _taught(self, scores: Scores, rows: Ints) -> Halves | None:
+        """A teacher's embeddings of each caption and its picture: those of the row that it comes from."""
+        if scores.taught is None:
+            return None
+        if (rows < 0).any():
+            raise DataError(f"{int((rows < 0).sum()):,} captions are of rows that the scores do not know, and distill needs "
+                            "embeddings of all; missing: drop leaves them out")
+        return scores.taught[rows]
 
     def _columns(self) -> tuple[NDArray[np.uint64], Ints, Ints, Floats, Ints]:
         """(identity, place, end of the text, chance, row of the scores) of every caption collected."""

@@ -8,11 +8,11 @@ Columns of its parquet files, all but uid optional; others are left alone:
     caption        whole number: which of the row's captions it shows, from 0; text, or a list of texts: these instead
     caption_probs  list of numbers: how often each of the captions is shown
 
-A curriculum names one more column of numbers.
+A curriculum names one more column of numbers, `distill` two of embeddings.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.errors import DataError, did_you_mean
-from train.index import Floats
+from train.index import Floats, Halves
 
 CHOICES = ("caption", "caption_probs")
+TAUGHT = ("taught_image", "taught_text")
+"""What the columns of a teacher's embeddings are called here."""
 
 
 def uid_hash(uid: str) -> int:
@@ -33,13 +35,14 @@ def uid_hash(uid: str) -> int:
 class Scores:
     """One table in flat arrays, a number a row; texts stay in Arrow's buffers."""
 
-    def __init__(self, paths: Sequence[Path], rank: str | None, missing: str) -> None:
-        """Read the columns there are, and the column `rank` that a curriculum goes by.
+    def __init__(self, paths: Sequence[Path], rank: str | None, missing: str, taught: Sequence[str] = ()) -> None:
+        """Read the columns there are, the column `rank` that a curriculum goes by, and a teacher's embeddings of pictures and of
+        texts, the columns `taught`.
 
         Raises DataError for a table without uids, a uid that stands twice, and values that are no scores.
         """
         self._paths, self._missing = paths, missing
-        columns = _read(paths, rank)
+        columns = _read(paths, {**({"rank": rank} if rank else {}), **dict(zip(TAUGHT, taught, strict=False))})
         self._order = np.argsort(columns["uid"], kind="stable")
         self._hashes = columns["uid"][self._order]
         twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
@@ -49,6 +52,8 @@ class Scores:
         """by row, 0 or more; None where there is no such column"""
         self.rank: Floats | None = columns.get("rank")
         """by row, NaN where there is none"""
+        self.taught: Halves | None = np.concatenate([columns[name] for name in TAUGHT], axis=1) if taught else None
+        """by row, (rows, 2E): the teacher's embedding of the picture beside that of the text"""
         self._keep = columns.get("keep")
         if self.weight is not None:
             bad = np.flatnonzero(~(np.isfinite(self.weight) & (self.weight >= 0)))
@@ -120,9 +125,9 @@ def checked_chances(chances: Iterable[object], num_captions: int) -> list[float]
     return [c / sum(found) for c in found]
 
 
-def _read(paths: Sequence[Path], rank: str | None) -> dict[str, Any]:
-    """uid as hashes; keep, weight and the curriculum's column (as `rank`) as arrays; captions and their probabilities as
-    Arrow arrays. Only the columns that are there."""
+def _read(paths: Sequence[Path], named: Mapping[str, str]) -> dict[str, Any]:
+    """uid as hashes; keep, weight, the curriculum's column (as `rank`) and embeddings as arrays; captions and their probabilities
+    as Arrow arrays. Only the columns that are there, and those of `named`, which must be."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,7 +135,7 @@ def _read(paths: Sequence[Path], rank: str | None) -> dict[str, Any]:
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
-                wanted = _wanted(path, file.schema_arrow, rank)
+                wanted = _wanted(path, file.schema_arrow, named)
                 if parts and parts.keys() != wanted.keys():
                     only_one = ", ".join(sorted(parts.keys() ^ wanted.keys()))
                     raise DataError(f"{path} has other columns than {paths[0]}: {only_one}")
@@ -145,7 +150,7 @@ def _read(paths: Sequence[Path], rank: str | None) -> dict[str, Any]:
             for name, found in parts.items()}
 
 
-def _wanted(path: Path, schema: Any, rank: str | None) -> dict[str, str]:
+def _wanted(path: Path, schema: Any, named: Mapping[str, str]) -> dict[str, str]:
     """What is read → the column it is read from. Raises DataError for a column that lacks or is of another type."""
     import pyarrow.types as is_
 
@@ -161,12 +166,13 @@ def _wanted(path: Path, schema: Any, rank: str | None) -> dict[str, str]:
     takes = {"uid": (lambda k: is_text(k) or is_.is_integer(k), "text"), "keep": (is_.is_boolean, "bool"),
              "weight": (is_number, "number"),
              "caption": (lambda k: is_.is_integer(k) or is_text(k) or is_list(k, is_text), "whole number, text or list of texts"),
-             "caption_probs": (lambda k: is_list(k, is_number), "list of numbers"), "rank": (is_number, "number")}
-    needed = {"uid": "uid", **({"rank": rank} if rank else {})}
+             "caption_probs": (lambda k: is_list(k, is_number), "list of numbers"), "rank": (is_number, "number"),
+             **dict.fromkeys(TAUGHT, (lambda k: is_list(k, is_.is_floating), "list of numbers"))}
+    needed = {"uid": "uid", **named}
     for column in needed.values():
         if column not in schema.names:
             raise DataError(f"{path} has no column '{column}'{did_you_mean(column, schema.names)}")
-    wanted = {**{name: name for name in takes if name in schema.names and name != "rank"}, **needed}
+    wanted = {**{name: name for name in takes if name in schema.names and name not in ("rank", *TAUGHT)}, **needed}
     for name, column in wanted.items():
         accepts, said = takes[name]
         if not accepts(schema.field(column).type):
@@ -185,10 +191,27 @@ def _values(path: Path, name: str, column: Any) -> Any:
     if name == "keep":
         kept: NDArray[np.bool_] = column.fill_null(False).to_numpy(zero_copy_only=False)
         return kept
+    if name in TAUGHT:
+        return _embeddings(path, name, column)
     if name in CHOICES:
         text = pa.types.is_string(column.type)
         return column.cast(pa.large_string()) if text else column
     return column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+
+
+def _embeddings(path: Path, name: str, column: Any) -> Halves:
+    """(rows, E) in half precision, of length 1."""
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    width = len(values) // max(1, len(column))
+    if column.null_count or len(values) != width * len(column) or not width or {len(row) for row in column} != {width}:
+        raise DataError(f"{path}: the teacher's embeddings of {name.removeprefix('taught_')}s: a row has none, or one of another "
+                        "length; keep: false leaves no such row out, take it out of the table")
+    rows = values.reshape(len(column), width)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise DataError(f"{path}: a teacher's embedding is no vector of finite numbers")
+    found: Halves = (rows / lengths).astype(np.float16)
+    return found
 
 
 def _names(paths: Sequence[Path]) -> str:

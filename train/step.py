@@ -17,10 +17,14 @@ from train.log import Progress
 from train.memory import AtOnce
 from train.models.clip import autocast, normalised
 from train.objectives import Objective
+from train.objectives.distill import taught_part
 from train.optim import clip_gradients, learning_rate, set_learning_rate
 from train.order import Order
 from train.pace import Clock
 from train.watch import Watch
+
+Backward = tuple[torch.Tensor, Embedded, torch.Tensor | None]
+"""The loss, the embeddings, and the part of the loss that a teacher has."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ class Run:
         config, model, optimizer = self.config, self.going.loaded.model, self.going.optimizer
         rate = learning_rate(step, self.num_steps, config)
         set_learning_rate(optimizer, rate)
-        loss, embedded = self._backward_that_fits(step, batch)
+        loss, embedded, taught = self._backward_that_fits(step, batch)
         value = self.ranks.mean(loss)
-        before = self._parts(value, embedded)
+        before = self._parts(value, embedded, taught)
         norm = clip_gradients(model.parameters(), config.clip_grad)
         self.watch.check(step, value, float(norm))
         optimizer.step()
@@ -60,7 +64,7 @@ class Run:
                 "samples_seen": (step + 1) * config.batch, "epoch": self.order.epoch(step),
                 "samples_per_second": self.clock.rate(step + 1)}
 
-    def _backward_that_fits(self, step: int, batch: Batch) -> tuple[torch.Tensor, Embedded]:
+    def _backward_that_fits(self, step: int, batch: Batch) -> Backward:
         """`backward`, with fewer pairs at once where memory ends and they may be halved."""
         while True:
             torch.manual_seed(self.order.model_seed(step, self.ranks.rank))
@@ -73,9 +77,10 @@ class Run:
                 raise TooLarge(f"step {step + 1}: {size} pairs at once do not fit the memory of {self.ranks.device}; try "
                                f"micro_batch: {max(1, size // 2)}, which leaves the loss as it is")
 
-    def backward(self, batch: Batch) -> tuple[torch.Tensor, Embedded]:
-        """(loss, embeddings) of this process's pairs, in chunks where the settings say so; the parameters have the gradients."""
+    def backward(self, batch: Batch) -> Backward:
+        """The loss of this process's pairs, in chunks where the settings say so; the parameters have the gradients."""
         model, device = self.going.loaded.model, self.ranks.device
+        taught: torch.Tensor | None = None
 
         def embed(rows: slice) -> Embedded:
             pixels_NCHW = normalised(batch.pixels_NHWC[rows], model, device)
@@ -83,29 +88,39 @@ class Run:
             pictures_N = torch.from_numpy(batch.pictures[rows]).to(device)
             with autocast(device, precision_of(self.config, device)):
                 embedded: Embedded = self.wrapped(pixels_NCHW, tokens_NL, pictures_N)
-            return embedded
+            if batch.taught_N2E is None:
+                return embedded
+            return embedded._replace(steady=(*embedded.steady, batch.taught_N2E[rows].to(device, non_blocking=True)))
 
         def contrast(embedded: Embedded) -> torch.Tensor:
-            return self.objective.contrast(embedded, self.ranks)
+            if self.config.distill is None:
+                return self.objective.contrast(embedded, self.ranks)
+            nonlocal taught
+            *steady, taught_N2E = embedded.steady
+            taught = taught_part(self.config.distill, embedded, taught_N2E, self.ranks)
+            return self.objective.contrast(embedded._replace(steady=tuple(steady)), self.ranks) + taught
 
         num_pairs, size = len(batch.tokens_NL), self.at_once.size
         if size < num_pairs:
             chunks = [slice(at, min(at + size, num_pairs)) for at in range(0, num_pairs, size)]
-            return cached_backward(self.objective, embed, chunks, contrast, lambda: self.ranks.apart(self.wrapped))
+            loss, embedded = cached_backward(self.objective, embed, chunks, contrast, lambda: self.ranks.apart(self.wrapped))
+            return loss, embedded, taught
         embedded = embed(slice(num_pairs))
         loss = contrast(embedded)
         if embedded.own_P is not None:
             loss = loss + embedded.own_P.sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss, embedded
+        return loss, embedded, taught
 
-    def _parts(self, loss: float, embedded: Embedded) -> dict[str, float]:
+    def _parts(self, loss: float, embedded: Embedded, taught: torch.Tensor | None) -> dict[str, float]:
         """Scale, bias and the parts of the loss; the contrastive one is named where there are others."""
         found = {name: float(t.detach()) for name, t in (("scale", embedded.scale), ("bias", embedded.bias)) if t is not None}
-        if embedded.own_P is None:
+        parts = {} if embedded.own_P is None else dict(zip(self.objective.own_parts, embedded.own_P, strict=True))
+        if taught is not None:
+            parts["distill"] = taught.detach()
+        if not parts:
             return found
-        own = {f"loss_{name}": self.ranks.mean(part) for name, part in
-               zip(self.objective.own_parts, embedded.own_P, strict=True)}
+        own = {f"loss_{name}": self.ranks.mean(part) for name, part in parts.items()}
         return {**found, "loss_contrastive": loss - sum(own.values()), **own}
 
     def learn(self) -> None:

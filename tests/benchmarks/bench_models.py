@@ -59,7 +59,7 @@ def run() -> list[Row]:
 def measured(kind: str, seed: int) -> dict[str, float]:
     """Train one and ask it, each in a process of one thread."""
     out = OUT / f"{kind}-{seed}-{SAMPLES}"
-    settings = {"data": str(OUT / "train/*.tar"), "samples_seen": SAMPLES, "batch": 128, "seed": seed, "threads": 1, "workers": 1,
+    settings = {"data": str(OUT / "train/*.tar"), "samples_seen": SAMPLES, "batch": 64, "seed": seed, "threads": 1, "workers": 1,
                 "tensorboard": False, "eval": {"retrieval": str(OUT / "judge/*.tar")}, **KINDS[kind]}
     files.write_json(OUT / f"{kind}-{seed}.yaml", settings, "bench")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from train.caching import Embedded, cached_backward
 from train.dist import Ranks
-from train.losses import clip_loss, siglip_loss
+from train.losses import clip_loss, distill_loss, siglip_loss
 
-LOSSES = ("clip", "siglip")
+LOSSES = ("clip", "siglip", "distill")
 NUM_PAIRS = 12
 
 
@@ -35,8 +35,10 @@ class Pair(nn.Module):
         self.double()
 
     def forward(self, image: Tensor, text: Tensor) -> Embedded:
+        """What a teacher made of a pair is what came in, of length 1."""
         found = [nn.functional.normalize(tower(rows), dim=-1) for tower, rows in ((self.image, image), (self.text, text))]
-        return Embedded(found[0], found[1], self.logit_scale.exp(), self.logit_bias)
+        taught = torch.cat([nn.functional.normalize(rows, dim=-1) for rows in (image, text)], dim=1)
+        return Embedded(found[0], found[1], self.logit_scale.exp(), self.logit_bias, steady=(taught,))
 
 
 def rows(seed: int) -> Tensor:
@@ -47,6 +49,8 @@ def rows(seed: int) -> Tensor:
 def loss_of(name: str, ranks: Ranks, embedded: Embedded) -> Tensor:
     """The loss of this process's share."""
     image, text, scale, bias = embedded[:4]
+    if name == "distill":
+        return distill_loss(image, text, scale, *embedded.steady, taught_scale=20.0, gather=ranks.gather)
     first_row = ranks.rank * len(image)
     if name == "siglip":
         assert bias is not None
@@ -78,7 +82,7 @@ def cached(name: str, ranks: Ranks, size: int) -> dict[str, Tensor]:
 
 
 def main(rank: int, folder: Path) -> None:
-    """Both losses' gradients in one of two processes, chunks of 4 and 2, into `folder`."""
+    """All losses' gradients in one of two processes, chunks of 4 and 2, into `folder`."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     ranks = Ranks(rank, 2, torch.device("cpu"))

@@ -16,6 +16,7 @@ from tests.train.blip_toys import TOY, chunk, saved, toy
 from tests.train.toys import caption, config, scene
 from train.errors import ConfigError, WeightsError
 from train.matching import lm_loss
+from train.models.blip_weights import waves
 from train.models.clip import embed_images, embed_texts
 from train.models.matcher import Matcher
 from train.models.weights import CARD, Loaded, load, weights_digest
@@ -32,6 +33,18 @@ def loaded() -> Loaded:
 @pytest.fixture(scope="module")
 def folder(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(loaded, tmp_path_factory.mktemp("blip") / "model")
+
+
+def test_patches_that_lie_together_start_alike() -> None:
+    """Each place's nearest ones are those that touch it, and the model has these places when it is new."""
+    side = 8
+    places_SD = waves(side, 96)
+    y, x = np.divmod(np.arange(side * side), side)
+    steps_SS = abs(x[:, None] - x) + abs(y[:, None] - y)
+    apart_SS = torch.cdist(places_SD, places_SD).numpy()
+    assert apart_SS[steps_SS == 1].max() < apart_SS[steps_SS > 1].min()
+    model = load("curate-blip-64", "random:0").model
+    torch.testing.assert_close(model.vision_model.embeddings.position_embedding[0, 1:], places_SD)
 
 
 @pytest.mark.parametrize("from_file", [False, True])

@@ -71,7 +71,7 @@ def test_processes_average_once() -> None:
     assert seen == ["none"] * 3 + ["apart", "graph", "together"] * 2 + ["graph"]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_a_clip_model_in_chunks_is_one_pass(name: str) -> None:
     loaded = load("toy-vit-32", "random:0")
     towers = make_objective(with_bias(loaded) if name == "siglip" else loaded, config(data="none", loss=name)).double().train()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.losses import clip_loss, siglip_loss
+from train.losses import clip_loss, distill_loss, siglip_loss
 
 
 def naive(image: Tensor, text: Tensor, scale: float) -> float:
@@ -79,3 +79,30 @@ def test_shares_of_a_batch_average_to_the_whole(sigmoid: bool) -> None:
     inputs = (image, text, scale, bias) if sigmoid else (image, text, scale)
     for one, all_ in zip(torch.autograd.grad(mean, inputs), torch.autograd.grad(whole, inputs), strict=True):
         torch.testing.assert_close(one, all_, rtol=1e-12, atol=1e-12)
+
+
+def naive_distillation(image: Tensor, text: Tensor, scale: float, seen: Tensor, read: Tensor, taught: float) -> float:
+    """The affinity mimicking of TinyCLIP, one pair at a time: ours in the teacher's words, from pictures and from texts."""
+    found = []
+    for ours, others, theirs, their_others in ((image, text, seen, read), (text, image, read, seen)):
+        for one, their_one in zip(ours, theirs, strict=True):
+            exps = [math.exp(scale * float(one @ other)) for other in others]
+            theirs_exps = [math.exp(taught * float(their_one @ other)) for other in their_others]
+            found.append(-sum(e / sum(theirs_exps) * math.log(x / sum(exps)) for e, x in zip(theirs_exps, exps, strict=True)))
+    return float(np.mean(found))
+
+
+def test_distillation_equals_the_naive_reference() -> None:
+    image, text, taught_image, taught_text = (embeddings(7, seed).detach() for seed in range(4))
+    loss = distill_loss(image, text, number(14.3), torch.cat([taught_image, taught_text], dim=1), 30.0)
+    assert loss.item() == pytest.approx(naive_distillation(image, text, 14.3, taught_image, taught_text, 30.0), rel=1e-12)
+
+
+def test_a_pupil_that_sees_what_its_teacher_sees_has_nothing_to_learn() -> None:
+    """The loss is then the teacher's own entropy, and the gradient nothing; at another scale it is more."""
+    image, text = embeddings(7, 0), embeddings(7, 1)
+    taught = torch.cat([image, text], dim=1).detach()
+    same = distill_loss(image, text, number(20.0), taught, 20.0)
+    gradients = torch.autograd.grad(same, (image, text))
+    assert max(float(g.abs().max()) for g in gradients) < 1e-12
+    assert distill_loss(image, text, number(10.0), taught, 20.0) > same

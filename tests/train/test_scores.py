@@ -32,6 +32,48 @@ def shown(index: Index) -> list[list[str]]:
     return [index.captions(i) for i in range(len(index))]
 
 
+def vectors(*rows: Sequence[float]) -> pa.Array:
+    """As curate stores embeddings: in half precision, all of one length."""
+    flat = pa.array(np.array(rows, np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, len(rows[0]))
+
+
+TAUGHT = ("ref_image_emb", "ref_text_emb")
+
+
+def taught(folder: Path, images: Sequence[Sequence[float]], texts: Sequence[Sequence[float]], *, missing: str = "drop") -> Index:
+    """Pictures u0 … u3 and what a teacher made of the first of them."""
+    tar = write_tar(folder / "0.tar", uid_pairs(range(4), {1: ["c1"]}))
+    columns = {"uid": [f"u{n}" for n in range(len(images))], TAUGHT[0]: vectors(*images), TAUGHT[1]: vectors(*texts)}
+    return open_data(Data(shards=(str(tar),), scores=(scores(folder, columns),), missing=missing), None, TAUGHT)
+
+
+def test_a_teacher_s_embeddings_go_with_their_captions(tmp_path: Path) -> None:
+    """The picture's beside the text's, of length 1, whatever their length in the table."""
+    index = taught(tmp_path, [(0, 1), (3, 4)], [(1, 0), (0, -2)])
+    assert shown(index) == [["c0"], ["c1"]]
+    assert index.taught is not None
+    np.testing.assert_allclose(index.taught, [[0, 1, 1, 0], [.6, .8, 0, -1]], atol=1e-3)
+    assert taught(tmp_path, [(1, 0), (3, 4)], [(1, 0), (0, -2)]).digest != index.digest, "another teacher, another training"
+
+
+def test_a_teacher_s_embeddings_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 captions are of rows that the scores do not know"):
+        taught(tmp_path, [(0, 1), (3, 4)], [(1, 0), (0, -2)], missing="keep")
+    with pytest.raises(DataError, match="no vector of finite numbers"):
+        taught(tmp_path, [(0, 1), (0, 0)], [(1, 0), (0, -2)])
+    tar = str(write_tar(tmp_path / "1.tar", uid_pairs(range(2))))
+    with pytest.raises(DataError, match="no scores have ref_image_emb and ref_text_emb of .*1.tar"):
+        open_data(Data(shards=(tar,)), None, TAUGHT)
+    with pytest.raises(DataError, match="has no column 'ref_text_emb'"):
+        open_data(Data(shards=(tar,), scores=(scores(tmp_path, {"uid": ["u0"], TAUGHT[0]: vectors((0, 1))}),)), None, TAUGHT)
+    ragged = pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32()))
+    for column in (ragged, pa.array([[1.0], None], pa.list_(pa.float32()))):
+        with pytest.raises(DataError, match="a row has none, or one of another length"):
+            file = scores(tmp_path, {"uid": ["u0", "u1"], TAUGHT[0]: column, TAUGHT[1]: column})
+            open_data(Data(shards=(tar,), scores=(file,)), None, TAUGHT)
+
+
 def test_only_what_is_kept_is_there(tmp_path: Path) -> None:
     index = opened(tmp_path, {"uid": ["u2", "u0", "u3", "u9"], "keep": [True, True, None, True]})
     assert shown(index) == [["c0"], ["c2"]]
