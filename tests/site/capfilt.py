@@ -2,9 +2,9 @@
 
     python -m tests.site.capfilt
 
-One model is pretrained on the raw pool and on 10,000 clean scenes (`trusted`), and fine-tuned on those twice, at the same time: to
-write captions and to judge them (BLIP, arXiv 2201.12086, section 3.3). pipelines/local_capfilt.yaml runs with both. What is printed in the end
-is told against the site's truth. Everything lies in runs/capfilt; what is there is not made again.
+One model is pretrained on the raw pool and on 10,000 clean scenes (`trusted`), and fine-tuned on those twice, side by side: to
+write captions, and to judge them (BLIP, arXiv 2201.12086, section 3.3). pipelines/local_capfilt.yaml runs with both. What is
+printed in the end is told against the site's truth. Everything lies in runs/capfilt; what is there is not made again.
 """
 
 import json
@@ -27,7 +27,7 @@ from tests.site.shards import write_shards
 OUT, PIPELINE = Path("runs/capfilt"), Path("pipelines/local_capfilt.yaml")
 TRUSTED = range(100_000, 110_000)
 MODEL = "curate-blip-64"
-SAMPLES = {"pretrained": 24_000, "captioner": 96_000, "filter": 20_000}
+SAMPLES = {"pretrained": 24_000, "captioner": 96_000, "filter": 48_000}
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def train_all() -> None:
     tuned = {"data": trusted, "init": str(OUT / "pretrained/model")}
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(train, "captioner", {**tuned, "loss": "blip_captioner", "batch": 32, "lr": 2e-3}),
-                pool.submit(train, "filter", {**tuned, "loss": "blip_filter", "lr": 1e-3})]
+                pool.submit(train, "filter", {**tuned, "loss": "blip_filter", "batch": 32, "lr": 1e-3})]
         for job in jobs:
             job.result()
 
