@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -327,4 +328,9 @@ def test_the_trainer_takes_it_from_the_manifests_beside_its_tars(tmp_path: Path)
     assert decontaminated(Data(shards=(str(tmp_path / "a/*.tar"),))) == {"decontaminated": [one, two]}
     assert decontaminated(Data(shards=(str(tmp_path / "a/*.tar"), str(tmp_path / "b/0.tar")))) == {"decontaminated": [two]}
     assert decontaminated(Data(shards=(str(tmp_path / "[abc]/*.tar"),))) == {}
-    assert decontaminated(Data(table=("x.parquet",))) == {}
+    known = pa.schema([("caption", pa.string())], {"decontaminated": json.dumps([two, one])})
+    for name, schema in (("known", known), ("unknown", known.remove_metadata())):
+        pq.write_table(pa.table({"caption": ["a"]}, schema=schema), tmp_path / f"{name}.parquet")
+    tables = tuple(str(tmp_path / f"{name}.parquet") for name in ("known", "unknown"))
+    assert decontaminated(Data(table=tables[:1])) == {"decontaminated": [two, one]}
+    assert decontaminated(Data(table=tables)) == decontaminated(Data(table=tables[1:])) == {}
