@@ -43,10 +43,10 @@ demo: setup
 	$(PY) -m tests.site.demo
 
 test: setup
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=15 $(ARGS)
 
 test-slow: setup browser
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "(slow or browser) and not long" --timeout 600 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "(slow or browser) and not long" --timeout 600 --durations=15 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
 
 # Debian's chromium, where it can be had; where not, the tests that need it skip and say so.
 browser:
