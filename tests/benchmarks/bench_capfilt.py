@@ -3,7 +3,7 @@
 Three paired seeds, and equally many samples seen: the pool and its captions differ, nothing else. Judged by retrieval on 500
 clean scenes that no arm has seen. `random` has as many pictures as CapFilt kept, with the web's captions. The captioner and the
 filter are those of `python -m tests.site.capfilt`, trained first where they are not there. Figures, differences and their 95 %
-intervals (Student's t over the seeds) go to runs/capfilt/figures.json and are printed. About 45 minutes on two cores.
+intervals (Student's t over the seeds) go to runs/capfilt/figures.json and are printed. About 40 minutes on two cores.
 """
 
 import json
