@@ -98,7 +98,7 @@ def shard(source: Annotated[str, typer.Argument(metavar="RUN|TARS|IMAGES", help=
 @app.command(rich_help_panel=BUILD)
 def train(file: Annotated[Path, typer.Argument(metavar="TRAINING", help="Settings of a training (YAML).")],
           out: Out = None, sets: Sets = []) -> None:  # noqa: B006
-    """Train CLIP on shards: ours or anybody's webdataset. On several GPUs: `torchrun -m train FILE`."""
+    """Train CLIP, SigLIP, CoCa or BLIP on shards: ours or anybody's webdataset. On several GPUs: `torchrun -m train FILE`."""
     from train.__main__ import main as train_file
 
     words = [str(file), *(word for s in sets for word in ("--set", s)), *(("--out", str(out)) if out else ())]

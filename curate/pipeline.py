@@ -134,7 +134,9 @@ def _shard_settings(value: Any, where: str, columns: Mapping[str, pa.DataType]) 
                 raise UserError(f"shards.caption: {number!r} is not a column of texts{hint}", where)
         elif key == "vectors":
             there = [name for name, kind in columns.items() if kind == vector]
-            for name in number if isinstance(number, list) and number else [number]:
+            if not isinstance(number, list):
+                raise UserError(f"shards.vectors: {number!r} is not a list of columns of embeddings", where)
+            for name in number:
                 if name not in there:
                     hint = did_you_mean(str(name), there)
                     raise UserError(f"shards.vectors: {name!r} is not a column of embeddings{hint}", where)

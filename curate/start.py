@@ -17,6 +17,7 @@ from curate.progress import Quiet
 from curate.report import funnel_lines, statuses
 from curate.run import Outcome, run
 from curate.scorers import warnings
+from curate.stages import StepUse
 from curate.store import Store
 from curate.tombstones import refuse_unfinished
 from curate.training import Trainer
@@ -137,6 +138,11 @@ def trainer_of(pipeline: Pipeline, store: Store) -> Trainer | None:
     teacher = trainer.config.distill
     if teacher is not None and pipeline.loop is not None:
         raise UserError("train.distill: a loop's rounds train on pairs, which have no embeddings; train without 'loop:'",
+                        pipeline.where("train"))
+    texts = {s.reads.get("caption") for s in pipeline.stages
+             if teacher is not None and isinstance(s, StepUse) and teacher.columns[1] in s.adds.values()}
+    if texts - {pipeline.shards.caption}:
+        raise UserError(f"train.distill: {texts.pop()!r} was embedded, and {pipeline.shards.caption!r} is the shards' caption",
                         pipeline.where("train"))
     if teacher is not None and not set(teacher.columns) <= set(pipeline.shards.vectors):
         raise UserError(f"train.distill: it reads {' and '.join(teacher.columns)} beside the shards, which hold them with "

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from train.config import Data
 from train.errors import DataError, did_you_mean
 from train.files import read_json
@@ -70,6 +68,8 @@ def decontaminated(data: Data) -> dict[str, Any]:
 
 
 def _table_entries(path: Path) -> list[Any]:
+    import pyarrow.parquet as pq
+
     try:
         found = json.loads((pq.read_metadata(path).metadata or {}).get(b"decontaminated", b"[]"))
     except (ValueError, OSError):

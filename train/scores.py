@@ -42,7 +42,7 @@ class Scores:
         Raises DataError for a table without uids, a uid that stands twice, and values that are no scores.
         """
         self._paths, self._missing = paths, missing
-        columns = _read(paths, {**({"rank": rank} if rank else {}), **dict(zip(TAUGHT, taught, strict=False))})
+        columns = _read(paths, {**({"rank": rank} if rank else {}), **(dict(zip(TAUGHT, taught, strict=True)) if taught else {})})
         self._order = np.argsort(columns["uid"], kind="stable")
         self._hashes = columns["uid"][self._order]
         twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
@@ -52,7 +52,7 @@ class Scores:
         """by row, 0 or more; None where there is no such column"""
         self.rank: Floats | None = columns.get("rank")
         """by row, NaN where there is none"""
-        self.taught: Halves | None = np.concatenate([columns[name] for name in TAUGHT], axis=1) if taught else None
+        self.taught: Halves | None = self._one_width([columns[name] for name in TAUGHT]) if taught else None
         """by row, (rows, 2E): the teacher's embedding of the picture beside that of the text"""
         self._keep = columns.get("keep")
         if self.weight is not None:
@@ -63,6 +63,12 @@ class Scores:
         self._captions, self._probs = columns.get("caption"), columns.get("caption_probs")
         self._joined = np.zeros(len(self._hashes), bool)
         self._num = dict.fromkeys(("scored", "unscored", "not_kept"), 0)
+
+    def _one_width(self, halves: Sequence[Halves]) -> Halves:
+        if halves[0].shape[1] != halves[1].shape[1]:
+            widths = " and ".join(str(half.shape[1]) for half in halves)
+            raise DataError(f"{_names(self._paths)}: a teacher's embeddings of pictures and texts have {widths} numbers")
+        return np.concatenate(halves, axis=1)
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -146,6 +152,9 @@ def _read(paths: Sequence[Path], named: Mapping[str, str]) -> dict[str, Any]:
             raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
     if not parts:
         raise DataError(f"{_names(paths)} has no rows")
+    for name in TAUGHT:
+        if len(widths := {found.shape[1] for found in parts.get(name, [])}) > 1:
+            raise DataError(f"{_names(paths)}: a teacher's embeddings have {' and '.join(map(str, sorted(widths)))} numbers")
     return {name: pa.chunked_array(found).combine_chunks() if name in CHOICES else np.concatenate(found)
             for name, found in parts.items()}
 
@@ -201,9 +210,11 @@ def _values(path: Path, name: str, column: Any) -> Any:
 
 def _embeddings(path: Path, name: str, column: Any) -> Halves:
     """(rows, E) in half precision, of length 1."""
+    import pyarrow.compute as pc
+
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     width = len(values) // max(1, len(column))
-    if column.null_count or len(values) != width * len(column) or not width or {len(row) for row in column} != {width}:
+    if not width or not pc.all(pc.equal(pc.list_value_length(column), width), skip_nulls=False).as_py():
         raise DataError(f"{path}: the teacher's embeddings of {name.removeprefix('taught_')}s: a row has none, or one of another "
                         "length; keep: false leaves no such row out, take it out of the table")
     rows = values.reshape(len(column), width)

@@ -152,6 +152,9 @@ def test_a_pipeline_trains_on_what_it_embedded(pool: Path) -> None:
 
 @pytest.mark.parametrize(("setting", "line"), [
     ("shards={rows: 6}", "6: train.distill: it reads ref_image_emb and ref_text_emb beside the shards, which hold them with"),
+    ("shards={vectors: [ref_image_emb, ref_text_emb], caption: uid}",
+     "6: train.distill: 'caption' was embedded, and 'uid' is the shards' caption"),
+    ("shards.vectors=ref_image_emb", "5: shards.vectors: 'ref_image_emb' is not a list of columns of embeddings"),
     ("shards.vectors=[ref_imag_emb]", "5: shards.vectors: 'ref_imag_emb' is not a column of embeddings; did you mean")])
 def test_tables_without_the_vectors(setting: str, line: str, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--set", setting) == 2

@@ -67,6 +67,14 @@ def test_a_teacher_s_embeddings_that_are_refused(tmp_path: Path) -> None:
         open_data(Data(shards=(tar,)), None, TAUGHT)
     with pytest.raises(DataError, match="has no column 'ref_text_emb'"):
         open_data(Data(shards=(tar,), scores=(scores(tmp_path, {"uid": ["u0"], TAUGHT[0]: vectors((0, 1))}),)), None, TAUGHT)
+    for images, texts in ((vectors((0, 1)), vectors((0, 1, 2))), (vectors((0, 1, 2)), vectors((0, 1)))):
+        with pytest.raises(DataError, match="pictures and texts have . and . numbers"):
+            file = scores(tmp_path, {"uid": ["u0"], TAUGHT[0]: images, TAUGHT[1]: texts})
+            open_data(Data(shards=(tar,), scores=(file,)), None, TAUGHT)
+    several = tuple(scores(tmp_path, {"uid": [f"u{n}"], TAUGHT[0]: vectors(row), TAUGHT[1]: vectors(row)}, f"{n}.parquet")
+                    for n, row in enumerate(((0, 1), (0, 1, 2))))
+    with pytest.raises(DataError, match="a teacher's embeddings have 2 and 3 numbers"):
+        open_data(Data(shards=(tar,), scores=several), None, TAUGHT)
     ragged = pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32()))
     for column in (ragged, pa.array([[1.0], None], pa.list_(pa.float32()))):
         with pytest.raises(DataError, match="a row has none, or one of another length"):
