@@ -9,12 +9,10 @@ shape) pairs in sampled captions (nucleus, p 0.9) the share that is to be seen, 
 Means and 95 % intervals (Student's t) go to runs/bench_models/figures.json and are printed. A seed runs on one core.
 """
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -27,6 +25,7 @@ from PIL import Image
 from curate import files
 from tests.benchmarks import ROOT, Row
 from tests.benchmarks.bench_loop import interval
+from tests.benchmarks.photos import captions_of, write_photos
 from tests.site.attributes import attribute_accuracy
 from tests.site.captions import captions
 from tests.site.draw import render
@@ -70,24 +69,7 @@ def write(pool: str) -> None:
         write_shards(OUT / "scenes" / "judge", JUDGE)
         return
     for part, name in (("train", "train"), ("dev", "judge")):
-        path = OUT / "photos" / name / "00000.tar"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w") as archive:
-            for n, (image, texts) in enumerate(photos(part).items()):
-                meta = json.dumps({"uid": f"{n:032x}", "captions": texts}).encode()
-                for kind, data in (("jpg", (Path(PHOTOS) / "images" / image).read_bytes()), ("json", meta)):
-                    info = tarfile.TarInfo(f"{n:09d}.{kind}")
-                    info.size = len(data)
-                    archive.addfile(info, io.BytesIO(data))
-
-
-def photos(part: str) -> dict[str, list[str]]:
-    """File of a photograph → its captions, of `train` or `dev`."""
-    found: dict[str, list[str]] = {}
-    for line in (Path(PHOTOS) / f"{part}.tsv").read_text().splitlines()[1:]:
-        image, text = line.split("\t")
-        found.setdefault(image, []).append(text)
-    return found
+        write_photos(Path(PHOTOS), captions_of(Path(PHOTOS), part), OUT / "photos" / name)
 
 
 def measured(pool: str, kind: str, seed: int) -> dict[str, float]:
@@ -136,7 +118,7 @@ def judged(pool: str) -> tuple[list[Image.Image], list[str], list[str]]:
     if pool == "scenes":
         scenes = [scene(0, n) for n in JUDGE]
         return [render(s) for s in scenes], [captions(s, 1)[0] for s in scenes], [captions(other(s), 1)[0] for s in scenes]
-    found = photos("dev")
+    found = captions_of(Path(PHOTOS), "dev")
     right = [texts[0] for texts in found.values()]
     half = len(right) // 2
     return [Image.open(Path(PHOTOS) / "images" / name).convert("RGB") for name in found], right, right[half:] + right[:half]
