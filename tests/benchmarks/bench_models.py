@@ -1,7 +1,8 @@
 """What each kind of model learns from the same clean pictures: CLIP, SigLIP, CoCa and BLIP from scratch, three seeds each.
 
 `scenes`: 3,000 rendered ones with five captions each to learn from, 500 others to judge by. `photos`, where CURATE_BENCH_FLICKR8K
-names a folder with train.tsv, dev.tsv (image TAB caption, below a head) and images/: the same of real photographs.
+names a folder with train.tsv, dev.tsv (image TAB caption, below a head) and images/: the same of real photographs, without CoCa,
+whose decoder has 49,408 words to choose from and takes three times as long as all the others.
 
 `recall_at_1`, `_10`: the mean of both directions. `cos_auroc`, `itm_auroc`: how a cosine, and BLIP's matching head, tell a
 picture's caption from another's; of scenes one in which nothing is the same. `attribute_precision` and `_recall`: of the (colour,
@@ -49,16 +50,16 @@ def run() -> list[Row]:
     pools = ["scenes", *(["photos"] if PHOTOS else [])]
     for pool in pools:
         write(pool)
-    jobs = list(product(pools, KINDS, SEEDS))
+    jobs = [(pool, kind, seed) for pool in pools for kind, seed in product(KINDS, SEEDS) if (pool, kind) != ("photos", "coca")]
     with ThreadPoolExecutor(2) as threads:
         found = dict(zip(jobs, threads.map(lambda job: measured(*job), jobs), strict=True))
     table = {pool: {kind: {figure: interval([found[pool, kind, seed][figure] for seed in SEEDS])
-                           for figure in found[pool, kind, 0]} for kind in KINDS} for pool in pools}
+                           for figure in found[pool, kind, 0]} for kind in KINDS if (pool, kind, 0) in found} for pool in pools}
     files.write_json(OUT / "figures.json", {"samples_seen": SAMPLES, "models": table}, "bench")
     print(json.dumps(table, indent=1), file=sys.stderr)
     sizes = f"{SAMPLES:,} samples, {len(SEEDS)} seeds"
     return [*(Row(f"{pool}_{kind}_recall_at_1", "share", table[pool][kind]["recall_at_1"]["mean"], 1 / len(JUDGE),
-                  limit="ratio >= 10" if pool == "scenes" else "", sizes=sizes) for pool in pools for kind in KINDS),
+                  limit="ratio >= 10" if pool == "scenes" else "", sizes=sizes) for pool in pools for kind in table[pool]),
             Row("blip_itm_auroc", "AUROC", table["scenes"]["blip"]["itm_auroc"]["mean"], limit="ours >= 0.9", sizes=sizes)]
 
 
