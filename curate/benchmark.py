@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from curate.decoding.images import BadImage, decode
 from curate.errors import UserError
 from curate.fingerprint import phash, thumb
-from curate.images import BadImage, decode
-from curate.locations import PICTURES, matching_files
+from curate.sources.locations import PICTURES, matching_files
 from curate.tar import BadTar, members
 from curate.vectors import SLACK, cosines
 

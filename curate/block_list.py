@@ -28,8 +28,8 @@ from PIL.Image import Image
 
 from curate import files
 from curate.errors import UserError
+from curate.fetching.opt_out_list import ALLOWED, OptOutList
 from curate.fingerprint import phash
-from curate.opt_out_list import ALLOWED, OptOutList
 
 PHASH_BITS, MOST_BITS = 4, 8
 """As `same_image`: 4 bits found all re-encoded photos again, and no two different ones of 6.8 million pairs."""
@@ -182,7 +182,7 @@ def md5_of(data: bytes) -> str:
 
 
 def image_id_of(url: str) -> str:
-    """The image_id of an address (see `curate.rows`)."""
+    """The image_id of an address (see `curate.sources.rows`)."""
     return hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

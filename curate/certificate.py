@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from curate import files, remote
 from curate.keep import KEPT, evaluate, parse
-from curate.locations import SourceFile, content
-from curate.source import Source
+from curate.sources.locations import SourceFile, content
+from curate.sources.source import Source
 from curate.stages import KeepUse, Stage, StepUse
 
 NAMES = ("benchmark", "digest", "keep")

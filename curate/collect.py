@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import files, images
+from curate import files
+from curate.decoding import images
+from curate.fetching.turns import Crowd, Turns
 from curate.tar import Member, TarWriter
-from curate.turns import Crowd, Turns
 
 UNSEALED_BYTES = 256 * 2**20
 """A part is sealed earlier when all that are open hold this much, so that memory stays bounded whatever size pictures have."""

@@ -21,14 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from curate.addresses import Failure, Network, check_address, check_literal, lookup, one_line, parse_url
-from curate.convert import Recipe
-from curate.fetch import Fetcher, Limits, Outcome, class_of, host_of
-from curate.images import LARGE_PIXELS, BadImage, Fit, probe
-from curate.opt_out import OptedOut, OptOut, Signal, said_in_headers
+from curate.decoding.convert import Recipe
+from curate.decoding.images import LARGE_PIXELS, BadImage, Fit, probe
+from curate.fetching.addresses import Failure, Network, check_address, check_literal, lookup, one_line, parse_url
+from curate.fetching.fetch import Fetcher, Limits, Outcome, class_of, host_of
+from curate.fetching.opt_out import OptedOut, OptOut, Signal, said_in_headers
 
 WORK = "curate.engine_img2dataset:resizer"
-"""What `curate.decode.Decoders` is told."""
+"""What `curate.decoding.decode.Decoders` is told."""
 _CHUNK = 2**16
 _HTTP = re.compile(r"HTTP Error (\d{3}): (.*)", re.DOTALL)
 _OWN = re.compile(r"(bad_scheme|bad_url|private_address|dns|too_large|slow|opt_out): (.*)", re.DOTALL)
@@ -109,7 +109,7 @@ def failure_of(error: str) -> Failure:
 
 
 def resizer(settings: Mapping[str, Any], alone: AbstractContextManager[None]) -> Any:
-    """A function (file, {"boxes": [...]}) → (columns, file to store or None), by img2dataset's Resizer. See `curate.convert`."""
+    """A function (file, {"boxes": [...]}) → (columns, file to store or None), by img2dataset's Resizer. As `decoding.convert`."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from img2dataset.blurrer import BoundingBoxBlurrer
     from img2dataset.resizer import Resizer

@@ -16,7 +16,7 @@ from curate import files, remote, step
 from curate.errors import UserError
 from curate.measure import Shard
 from curate.plan import Column
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import ERROR, REPEATED, STATE_NAMES, TAKEN, Kept, Store
 from curate.tombstones import TAKEN_DOWN
 

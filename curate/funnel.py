@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from curate.source import Source
+from curate.sources.source import Source
 from curate.stages import KeepUse, Stage
 from curate.store import DROPPED, REMOVED, STATE_NAMES, Store
 from curate.tombstones import TAKEN_DOWN

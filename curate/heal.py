@@ -9,9 +9,9 @@ from collections.abc import Sequence, Set
 
 import pyarrow as pa
 
-from curate.addresses import PASSING
+from curate.fetching.addresses import PASSING
 from curate.plan import BoundStep, Segment
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import Store
 
 

@@ -13,7 +13,7 @@ from curate.measure import Shard
 from curate.pairs import left_at, write_pairs
 from curate.pipeline import Pipeline
 from curate.run import Outcome
-from curate.source import Source
+from curate.sources.source import Source
 from curate.stages import KeepUse, StepUse, TopUse
 from curate.store import Store
 from curate.training import Trainer

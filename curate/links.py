@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.addresses import PASSING
 from curate.cards.dataset import finished
+from curate.decoding.images import extension
 from curate.errors import UserError
-from curate.fetch import Fetcher, Limits
+from curate.fetching.addresses import PASSING
+from curate.fetching.fetch import Fetcher, Limits
 from curate.folder import Folder
-from curate.images import extension
 from curate.step import load_step
 from curate.units import wilson
 

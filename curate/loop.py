@@ -15,11 +15,11 @@ from curate import files
 from curate.certificate import certified
 from curate.errors import RunStopped, UserError
 from curate.judge import Judge
-from curate.locations import parse_source
 from curate.pairs import kept, write_pairs
 from curate.pipeline import Pipeline
 from curate.run import Outcome
-from curate.source import Source
+from curate.sources.locations import parse_source
+from curate.sources.source import Source
 from curate.stages import StepUse
 from curate.store import Store
 from curate.training import Trainer

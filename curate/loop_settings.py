@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from curate.document import LOOP_KEYS
 from curate.errors import UserError, did_you_mean
 from curate.keep import Keep, parse
-from curate.locations import matching_files
+from curate.sources.locations import matching_files
 from curate.stages import KeepUse, Stage, StepUse
 
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "mismatch_auroc")

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate import step
+from curate.decoding.pictures import Pictures, read_ahead
 from curate.errors import CurateError, RunStopped
 from curate.keep import DROPPED as SAYS_NO
 from curate.keep import KEPT as SAYS_YES
 from curate.keep import evaluate
-from curate.pictures import Pictures, read_ahead
 from curate.plan import BoundKeep, BoundStep, Column, Segment
-from curate.source import Source
+from curate.sources.source import Source
 from curate.step import Spec
 from curate.store import (
     ALIVE,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from curate import files, step
 from curate.measure import Shard
 from curate.plan import Column
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import Store
 
 SCHEMA = pa.schema([("uid", step.string), ("image_id", step.string), ("caption", step.string), ("image", step.image)])

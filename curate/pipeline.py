@@ -12,13 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate import cut, step
+from curate import step
 from curate.document import TOP_KEYS, entry_of, override, read_yaml
 from curate.errors import UserError, did_you_mean
 from curate.expectation import Expectation, expectation
 from curate.keep import Keep, parse
-from curate.locations import matching_files, parse_source
 from curate.loop_settings import LoopSettings, loop_settings
+from curate.sources import cut
+from curate.sources.locations import matching_files, parse_source
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.step import Spec, known_steps, load_step, vector
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from curate import files
 from curate.keep import Keep
-from curate.locations import content
+from curate.sources.locations import content
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.step import Operational, Setting, Spec, load_step
 

@@ -20,15 +20,15 @@ from curate import files, remote
 from curate.certificate import certified_source
 from curate.errors import UserError, did_you_mean
 from curate.folder import Folder
-from curate.ingest import ingest
 from curate.keep import Keep, parse
-from curate.locations import TABLES, parse_source
 from curate.measure import Shard, decide
 from curate.pipeline import OWN_COLUMNS, ShardSettings
 from curate.plan import BoundKeep, Column
 from curate.schedule import Tasks, drain
 from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
-from curate.source import Source
+from curate.sources.ingest import ingest
+from curate.sources.locations import TABLES, parse_source
+from curate.sources.source import Source
 from curate.store import DROPPED, Store
 from curate.tombstones import refuse_unfinished
 from curate.work import Task

@@ -17,15 +17,15 @@ from curate import files, funnel
 from curate.barrier import is_done
 from curate.certificate import certified
 from curate.heal import reopen
-from curate.ingest import ingest
-from curate.locations import parse_source
 from curate.needs import note
 from curate.pace import Pace
 from curate.pipeline import OWN_COLUMNS, Pipeline
 from curate.plan import Binder, BoundKeep, BoundStep, Column, Segment, WeightsId, spans
 from curate.schedule import Tasks, drain, segment_tasks, spread
 from curate.shards import Block, is_packed, plan_blocks, write_manifest
-from curate.source import Source
+from curate.sources.ingest import ingest
+from curate.sources.locations import parse_source
+from curate.sources.source import Source
 from curate.stages import KeepUse, Stage, StepUse, TopUse
 from curate.store import Store
 from curate.subset import write_subset

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curate.ingest import NewShard, Spread, Written
 from curate.measure import Report
 from curate.plan import Segment
-from curate.source import Source
+from curate.sources.ingest import NewShard, Spread, Written
+from curate.sources.source import Source
 from curate.store import Store
 from curate.work import Kind, Pool, Task, Told
 

@@ -26,12 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import files, images, step
+from curate import files, step
+from curate.decoding import images
 from curate.errors import RunStopped
 from curate.measure import Report, Shard, Worker
 from curate.pipeline import ShardSettings
 from curate.plan import Column
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import Store, alive_digest
 from curate.tar import BadTar, TarWriter, members
 

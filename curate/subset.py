@@ -23,7 +23,7 @@ from curate import files
 from curate.measure import Shard
 from curate.plan import Column
 from curate.shards import UID_BYTES, UID_PAIR, packed_columns, uid_bytes
-from curate.source import DISTINCT, Source
+from curate.sources.source import DISTINCT, Source
 from curate.store import Store
 
 MEMORY = "256MB"

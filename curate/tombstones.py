@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate import block_list, files, images
+from curate import block_list, files
 from curate.block_list import BlockList
+from curate.decoding import images
+from curate.decoding.images import BadImage
 from curate.errors import UserError
-from curate.images import BadImage
 
 NAME, PENDING = "tombstones", "takedown.pending.json"
 HEAD = "# Taken down: hashes of what must not come back. Not for publication.\n"

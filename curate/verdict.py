@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from curate.errors import RunStopped
-from curate.source import Source
+from curate.sources.source import Source
 from curate.stages import StepUse
 from curate.store import Store
 

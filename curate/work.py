@@ -20,14 +20,14 @@ from curate.barrier import run_barrier
 from curate.beside import with_rows
 from curate.collect import collect, crowd_of, discard_parts
 from curate.errors import CurateError
+from curate.fetching.turns import Crowd
 from curate.heal import may_come
-from curate.ingest import NewShard, write_shard
 from curate.measure import Report, Shard, Worker
 from curate.plan import BoundStep, BoundTop, Segment
 from curate.shards import Block, pack_block
+from curate.sources.ingest import NewShard, write_shard
 from curate.store import ERROR
 from curate.tombstones import barred
-from curate.turns import Crowd
 
 Kind = Literal["cpu", "model", "fetch", "whole", "pack"]
 

@@ -37,7 +37,7 @@ def misbehaving(settings: Mapping[str, Any], alone: AbstractContextManager[None]
                 time.sleep(0.2)
                 return {"begin": begin, "end": time.monotonic()}, None
         if what[0] == "limits":
-            importlib.import_module("curate.convert")
+            importlib.import_module("curate.decoding.convert")
             return {"memory": resource.getrlimit(resource.RLIMIT_AS)[0], "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
                     "modules": sorted({m.partition(".")[0] for m in sys.modules}),
                     "now": int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()}, None
@@ -78,7 +78,7 @@ TRICKS = {"abort": os.abort, "segv": lambda: ctypes.string_at(0), "exit": lambda
 
 def crashing(settings: Mapping[str, Any], alone: AbstractContextManager[None]) -> Any:
     """What `download` does, but a picture with CRASH in its bytes aborts the process, as a hole in a decoder would."""
-    convert = importlib.import_module("curate.convert").converter(settings, alone)
+    convert = importlib.import_module("curate.decoding.convert").converter(settings, alone)
 
     def work(body: bytes, ask: Mapping[str, Any]) -> Any:
         if b"CRASH" in body:

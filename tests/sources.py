@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from curate.ingest import ingest
-from curate.locations import SourceSettings, parse_source
-from curate.source import Source
+from curate.sources.ingest import ingest
+from curate.sources.locations import SourceSettings, parse_source
+from curate.sources.source import Source
 from curate.tar import TarWriter
 
 ROWS: list[dict[str, Any]] = [

@@ -37,35 +37,57 @@ LAYERS = """
     pipeline
     loop_settings expectation
     stages
-    ingest
-    cut keep source weights
-    samples readers rows
+    keep weights
     steps
-    collect alike benchmark
-    heads
+    benchmark
+    collect alike heads sources
     recall
     engine_img2dataset
-    step store index fetch vectors tombstones
-    gate places block_list
-    decode convert
-    opt_out opt_out_list tdmrep breaker resolver
-    mend tagger
-    tar images addresses robots columns words spacy_models locations owners document sketch fingerprint turns choosing
+    step store index vectors tombstones
+    block_list
+    fetching decoding captions
+    tar columns document sketch fingerprint
     remote
-    files blur decoder lossless shrink characters
+    files
     errors units lean
 """
 """`curate`, from the top: a module imports from lower lines only, never upwards nor from its own line."""
+
+INSIDE = {
+    "sources": """
+        ingest
+        cut source
+        samples readers rows
+        locations owners
+    """,
+    "fetching": """
+        fetch
+        gate places
+        opt_out opt_out_list tdmrep breaker resolver
+        addresses robots turns
+    """,
+    "decoding": """
+        pictures
+        decode convert
+        images
+        blur decoder lossless shrink
+    """,
+    "captions": """
+        mend tagger
+        words spacy_models choosing
+        characters
+    """,
+}
+"""The same inside packages."""
 
 SIDEWAYS: dict[tuple[str, str], str] = {
 }
 """(importer, imported) on the same line, with the reason."""
 
-STEPS_MAY_IMPORT = {"step", "heads", "columns", "characters", "words", "mend", "tagger", "spacy_models", "images", "blur",
-                    "convert",
-                    "decode", "engine_img2dataset", "fetch", "opt_out", "opt_out_list", "block_list", "index", "vectors", "alike",
-                    "fingerprint", "benchmark", "choosing", "errors"}
-"""What a step may know of `curate`; `train.models` besides, but only inside a function."""
+STEPS_MAY_IMPORT = {"step", "heads", "columns", "captions", "decoding.images", "decoding.blur", "decoding.convert",
+                    "decoding.decode", "engine_img2dataset", "fetching.fetch", "fetching.opt_out", "fetching.opt_out_list",
+                    "block_list", "index", "vectors", "alike", "fingerprint", "benchmark", "errors"}
+"""Parts of `curate`, or files of one, that a step may know; `train.models` besides, but only inside a function."""
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 LONG: dict[str, str] = {
@@ -136,11 +158,16 @@ def imports_of_curate() -> Iterator[tuple[str, str, str]]:
     """(importing part, imported part, `file:line`) for every import inside `curate` that crosses parts."""
     for module in modules("curate"):
         importer = module.path.split("/")[1].removesuffix(".py")
-        for name, line in imports(module):
-            package, _, rest = name.partition(".")
-            imported = rest.split(".")[0]
-            if package == "curate" and imported not in ("", importer):
-                yield importer, imported, f"{module.path}:{line}"
+        for imported, where in imported_from("curate", module):
+            if imported != importer:
+                yield importer, imported, where
+
+
+def imported_from(package: str, module: Module) -> Iterator[tuple[str, str]]:
+    """What a module imports of a package: the part's name, without the names in it, and `file:line`."""
+    for name, line in imports(module):
+        if name.startswith(f"{package}."):
+            yield name.removeprefix(f"{package}.").split(".")[0], f"{module.path}:{line}"
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -151,7 +178,11 @@ def step_modules() -> list[Module]:
     return [m for m in modules("curate/steps") if not Path(m.path).name.startswith("_")]
 
 
-LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
+def levels(layers: str) -> dict[str, int]:
+    return {name: level for level, line in enumerate(layers.split("\n")) for name in line.split()}
+
+
+LEVEL = levels(LAYERS)
 
 
 def test_every_part_of_curate_has_its_layer() -> None:
@@ -163,6 +194,17 @@ def test_imports_point_downwards() -> None:
     wrong = [f"{where}: {importer} must not import {imported}" for importer, imported, where in imports_of_curate()
              if LEVEL.get(imported, -1) <= LEVEL.get(importer, -1) and (importer, imported) not in SIDEWAYS]
     assert not wrong, "upwards, sideways, or of no known line:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", INSIDE)
+def test_imports_inside_a_package_point_downwards(package: str) -> None:
+    inside, files = levels(INSIDE[package]), {Path(m.path).stem: m for m in modules(f"curate/{package}")}
+    assert inside.keys() == files.keys() - {"__init__"}, "INSIDE names each file of a package once"
+    assert not list(imports(files.pop("__init__")))
+    wrong = [f"{where}: {importer} must not import {imported}" for importer, module in files.items()
+             for imported, where in imported_from(f"curate.{package}", module)
+             if inside.get(imported, -1) <= inside[importer]]
+    assert not wrong, "upwards, sideways, or no file:\n" + "\n".join(wrong)
 
 
 def test_the_package_itself_imports_nothing() -> None:
@@ -190,9 +232,10 @@ def test_a_step_knows_only_columns() -> None:
     for module in modules("curate/steps"):
         for name, line in imports(module):
             package, _, rest = name.partition(".")
-            part = rest.split(".")[0]
+            part, file = rest.split(".")[0], ".".join(rest.split(".")[:2])
+            unknown = package == "curate" and not {part, file} & STEPS_MAY_IMPORT
             at_top = any(node.lineno == line for node in module.tree.body)
-            if (package == "curate" and part not in STEPS_MAY_IMPORT) or (package == "train" and (part != "models" or at_top)):
+            if unknown or (package == "train" and (part != "models" or at_top)):
                 wrong.append(f"{module.path}:{line}: {name}")
     assert not wrong, "\n".join(wrong)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from curate import block_list
 from curate.block_list import BlockList, image_id_of, md5_of, of_lines, sha256_of
 from curate.errors import UserError
+from curate.fetching.opt_out_list import ALLOWED
 from curate.fingerprint import phash
-from curate.opt_out_list import ALLOWED
 from curate.step import Operational, load_step
 from tests.helpers_http import Answer, run, site
 from tests.steps.test_download import downloaded

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.blur import MAX_BOXES, BadBoxes, blurred, read_boxes
-from curate.images import Fit, load
+from curate.decoding.blur import MAX_BOXES, BadBoxes, blurred, read_boxes
+from curate.decoding.images import Fit, load
 from tests.test_images import saved
 
 FACE = (0.5, 0.25, 0.75, 0.75)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curate import characters as module
-from curate.characters import ALNUM, LOWER, SPACE, UPPER, characters, word_starts
-from curate.words import words_of
+from curate.captions import characters as module
+from curate.captions.characters import ALNUM, LOWER, SPACE, UPPER, characters, word_starts
+from curate.captions.words import words_of
 
 ODD = "aB1. \t\n\x1c\x85\u00a0\u3000\u2028\u00e9\u0301\u01c5\U0001f415"
 TEXTS = st.lists(st.one_of(st.text(max_size=20), st.text(ODD, max_size=12), st.text("aB. \t\x1f", max_size=12)), max_size=8)

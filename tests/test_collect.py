@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import collect as module
-from curate import images, step
+from curate import step
 from curate.collect import collect, crowd_of, discard_parts
+from curate.decoding import images
 from curate.tar import members
 from tests.helpers_http import run
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from curate.decode import Decoders
+from curate.decoding.decode import Decoders
 from curate.errors import RunStopped
 from tests.running import alive, environment, wait_for
 
@@ -149,7 +149,7 @@ def test_closing_ends_what_is_under_way() -> None:
 
 PARENT = """
 import sys, threading, time
-from curate.decode import Decoders
+from curate.decoding.decode import Decoders
 there = Decoders("tests.decoding:misbehaving", {}, 2**28, cpu_seconds=0.5)
 there.decode(b"x", {})
 threading.Thread(target=there.decode, args=(sys.argv[1].encode(), {}), daemon=True).start()

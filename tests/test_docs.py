@@ -18,10 +18,10 @@ import typer
 import yaml
 
 from curate.document import LOOP_KEYS, TOP_KEYS, entry_of
-from curate.fetch import TOKEN
-from curate.locations import ALL_KINDS, KINDS
-from curate.opt_out import DENY, opted_out
+from curate.fetching.fetch import TOKEN
+from curate.fetching.opt_out import DENY, opted_out
 from curate.pipeline import load
+from curate.sources.locations import ALL_KINDS, KINDS
 from curate.step import known_steps, load_step
 from tests.docs import PAGES
 from tests.docs.commands import panels, verbs
@@ -111,11 +111,11 @@ def test_every_download_status_and_setting_is_described() -> None:
 def statuses() -> set[str]:
     """The words of the `status` column, wherever a download's code says one."""
     said = {"ok"}
-    for name in ("fetch", "addresses", "images"):
+    for name in ("fetching/fetch", "fetching/addresses", "decoding/images"):
         tree = ast.parse((ROOT / "curate" / f"{name}.py").read_text())
         said |= {str(node.args[0].value) for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args
                  and ast.unparse(node.func) in ("Failure", "BadImage") and isinstance(node.args[0], ast.Constant)}
-        if name == "fetch":
+        if name == "fetching/fetch":
             said |= set((ast.get_docstring(tree) or "").split("one of:")[1].rstrip(".").split())
     return said
 

@@ -19,7 +19,7 @@ import yaml
 
 from curate.measure import Shard
 from curate.run import Outcome
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import STATE_NAMES, Store
 from curate.tar import members
 from tests.running import exits, run_here, tree

@@ -19,12 +19,12 @@ import pytest
 
 from curate.cli import main
 from curate.errors import UserError
-from curate.locations import parse_source
 from curate.planning import sample
 from curate.planning.estimate import estimate, interval, weights_copies
 from curate.planning.estimated import Estimate, lines
 from curate.planning.sample import draw
 from curate.run import Outcome
+from curate.sources.locations import parse_source
 from tests.running import environment, run_here, tree, wait_for, write_pipeline, write_pool
 from tests.site.make import make
 from tests.site.server import Site, serve

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.collect import collect, crowd_of
-from curate.turns import Crowd, Turns
+from curate.fetching.turns import Crowd, Turns
 from tests.helpers_http import run
 from tests.test_collect import COLUMNS
 

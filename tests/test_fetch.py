@@ -14,11 +14,11 @@ import pytest
 from aiohttp.abc import ResolveResult
 from yarl import URL
 
-from curate.addresses import Failure, check_address, parse_url
 from curate.errors import UserError
-from curate.fetch import Fetcher, Limits, Outcome
-from curate.opt_out import DENY, OptOut, opted_out, reservation
-from curate.resolver import Resolver
+from curate.fetching.addresses import Failure, check_address, parse_url
+from curate.fetching.fetch import Fetcher, Limits, Outcome
+from curate.fetching.opt_out import DENY, OptOut, opted_out, reservation
+from curate.fetching.resolver import Resolver
 from tests.helpers_http import LOOPBACK, Answer, Request, listener, run, site
 
 IMAGE = b"\xff\xd8\xff" + bytes(range(100))

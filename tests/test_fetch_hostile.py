@@ -10,8 +10,8 @@ from pathlib import Path
 import aiohttp.connector
 import pytest
 
-from curate.fetch import Limits
-from curate.images import extension
+from curate.decoding.images import extension
+from curate.fetching.fetch import Limits
 from tests.helpers_http import Answer, listener, run, site
 from tests.test_fetch import IMAGE, SELF_SIGNED, client, get, names, quick, redirect
 

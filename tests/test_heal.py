@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.addresses import PASSING, RETRIED
+from curate.fetching.addresses import PASSING, RETRIED
 from curate.heal import may_come
 from tests.picture_server import Pictures, served
 from tests.running import environment, run_here, tree, write_pipeline

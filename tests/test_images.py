@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from curate import images
+from curate.decoding import images
+from curate.decoding.images import BadImage, Fit, decode, encode, extension, load, probe, read
 from curate.errors import UserError
-from curate.images import BadImage, Fit, decode, encode, extension, load, probe, read
 
 HOSTILE = Path(__file__).parents[1].parent / "shared" / "data" / "hostile"
 WHOLE = Fit()
@@ -356,7 +356,7 @@ def test_hostile_files_each_have_a_status() -> None:
 
 BOUNDED = """
 import pathlib, resource, sys, warnings
-from curate.images import BadImage, Fit, load
+from curate.decoding.images import BadImage, Fit, load
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in map(pathlib.Path, sys.argv[1:]):
     try:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from curate.errors import UserError
-from curate.ingest import ingest
-from curate.locations import parse_source
+from curate.sources.ingest import ingest
+from curate.sources.locations import parse_source
 from tests.sources import ROWS, memory_store, rows_of, take, write_pairs
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate.images import BadImage, Fit, keep
-from curate.lossless import ROWS, first_rows, needed, stripped
+from curate.decoding.images import BadImage, Fit, keep
+from curate.decoding.lossless import ROWS, first_rows, needed, stripped
 
 PHOTOS = Path(__file__).parents[1].parent / "shared" / "data" / "photos"
 

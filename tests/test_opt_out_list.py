@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from curate.errors import UserError
-from curate.fetch import Fetcher, Limits, Outcome
-from curate.opt_out import OptOut
-from curate.opt_out_list import OptOutList
+from curate.fetching.fetch import Fetcher, Limits, Outcome
+from curate.fetching.opt_out import OptOut
+from curate.fetching.opt_out_list import OptOutList
 from tests.helpers_http import LOOPBACK, Answer, Site, run, site
 
 IMAGE = Answer(b"\xff\xd8\xff" + bytes(100))

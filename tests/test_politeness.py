@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from curate import places as module
-from curate.addresses import Failure
-from curate.breaker import Breaker
-from curate.places import Places
+from curate.fetching import places as module
+from curate.fetching.addresses import Failure
+from curate.fetching.breaker import Breaker
+from curate.fetching.places import Places
 from tests.helpers_http import Answer, Request, run, site
 from tests.test_fetch import IMAGE, client, quick
 
@@ -184,7 +184,7 @@ async def test_after_the_rest_one_url_decides() -> None:
 
 @run
 async def test_hosts_that_fail_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curate.breaker.MOST_HOSTS", 10)
+    monkeypatch.setattr("curate.fetching.breaker.MOST_HOSTS", 10)
     breaker = Breaker(2)
     for n in range(100):
         breaker.heard("busy", "dns")

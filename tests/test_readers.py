@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curate import readers
-from curate.cut import peek
 from curate.errors import UserError
-from curate.ingest import ingest
-from curate.locations import parse_source
+from curate.sources import readers
+from curate.sources.cut import peek
+from curate.sources.ingest import ingest
+from curate.sources.locations import parse_source
 from tests.sources import ROWS, TABLES, expected_uids, pid, rows_of, settings_of, take, uid, urls, write_pairs
 
 

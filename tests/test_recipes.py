@@ -12,11 +12,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from curate.convert import Recipe, converter
+from curate.decoding.convert import Recipe, converter
+from curate.decoding.images import Fit
 from curate.document import entry_of
 from curate.errors import UserError
 from curate.heads.prompts import HARMLESS, NSFW
-from curate.images import Fit
 from curate.keep import DROPPED, KEPT, UNKNOWN, Keep, evaluate, parse
 from curate.pipeline import Pipeline, load
 from curate.stages import KeepUse, StepUse, TopUse

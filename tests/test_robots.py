@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from curate.addresses import PASSING
-from curate.fetch import Fetcher, Limits, Outcome
-from curate.gate import KEEP_SECONDS, TROUBLE_SECONDS, SiteFile
-from curate.opt_out import OptOut
-from curate.robots import LIMIT_BYTES, MOST_STEPS, TOO_MANY, Rules, canonical, parse
+from curate.fetching.addresses import PASSING
+from curate.fetching.fetch import Fetcher, Limits, Outcome
+from curate.fetching.gate import KEEP_SECONDS, TROUBLE_SECONDS, SiteFile
+from curate.fetching.opt_out import OptOut
+from curate.fetching.robots import LIMIT_BYTES, MOST_STEPS, TOO_MANY, Rules, canonical, parse
 from tests.helpers_http import LOOPBACK, Answer, Request, run, site
 
 IMAGE = Answer(b"\xff\xd8\xff" + bytes(100))

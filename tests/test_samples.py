@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from curate.cut import peek
 from curate.errors import UserError
-from curate.samples import Seen
-from curate.source import Source
+from curate.sources.cut import peek
+from curate.sources.samples import Seen
+from curate.sources.source import Source
 from curate.step import image
 from curate.tar import Member
 from tests.sources import PNG, memory_store, pid, rows_of, settings_of, stored, take, uid, write_tar

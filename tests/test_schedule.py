@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from curate.measure import Report
 from curate.plan import Segment
 from curate.schedule import KINDS, Tasks, drain, segment_tasks
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import Store
 from curate.work import Kind, Task, Told
 

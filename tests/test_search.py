@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate import images
 from curate.cli import main
+from curate.decoding import images
 from curate.errors import UserError
 from curate.reshard import read_uids
 from curate.retrieval import encoder, ranking

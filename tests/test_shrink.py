@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.shrink import BLURRED_FROM, bilinear
+from curate.decoding.shrink import BLURRED_FROM, bilinear
 
 PHOTOS = Path(__file__).parents[1].parent / "shared" / "data" / "photos"
 TIMES = (1.0, 1.13, 1.3, 1.46, 1.5, 1.51, 1.75, 2.0, 2.25)

@@ -16,15 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curate import files, owners, readers
+from curate import files
 from curate.columns import Chunk
-from curate.cut import peek
 from curate.errors import UserError
-from curate.ingest import ingest
-from curate.locations import parse_source
 from curate.measure import Report, Worker
 from curate.schedule import spread
-from curate.source import Source
+from curate.sources import owners, readers
+from curate.sources.cut import peek
+from curate.sources.ingest import ingest
+from curate.sources.locations import parse_source
+from curate.sources.source import Source
 from curate.work import Kind, Task, execute
 from tests.sources import ROWS, TABLES, expected_uids, pid, rows_of, settings_of, take, uid, urls, write_pairs
 
@@ -229,8 +230,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from curate import files
-from curate.ingest import ingest
-from curate.locations import parse_source
+from curate.sources.ingest import ingest
+from curate.sources.locations import parse_source
 
 replace, left = os.replace, int(sys.argv[1])
 def until(source, target):

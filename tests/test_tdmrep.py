@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from curate.fetch import Fetcher, Limits, Outcome
-from curate.opt_out import OptOut
-from curate.tdmrep import parse
+from curate.fetching.fetch import Fetcher, Limits, Outcome
+from curate.fetching.opt_out import OptOut
+from curate.fetching.tdmrep import parse
 from tests.helpers_http import LOOPBACK, Answer, run, site
 
 IMAGE = Answer(b"\xff\xd8\xff" + bytes(100))

@@ -1,4 +1,4 @@
-"""Small pictures inside a page: decoded within the limits of `curate.images`, shrunk, as WebP in a `data:` address.
+"""Small pictures inside a page: decoded within the limits of `curate.decoding.images`, shrunk, as WebP in a `data:` address.
 
 A picture that is gone or broken is None, never an error: reports are made of runs of long ago too.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from curate import images
-from curate.images import BadImage, Fit
+from curate.decoding import images
+from curate.decoding.images import BadImage, Fit
 from curate.pages.examples import Example
 
 QUALITY = 55

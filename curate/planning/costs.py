@@ -22,7 +22,7 @@ from curate.measure import Worker
 from curate.plan import BoundStep, BoundTop
 from curate.progress import Quiet
 from curate.run import Outcome
-from curate.source import Source
+from curate.sources.source import Source
 from curate.stages import StepUse
 from curate.store import Store
 from curate.work import Task

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 from curate import progress
 from curate.errors import UserError
 from curate.folder import Folder
-from curate.ingest import ingest_sample
-from curate.locations import parse_source
 from curate.loop import first_of_loop, with_weights
 from curate.pipeline import Pipeline, load
 from curate.planning import costs
@@ -31,6 +29,8 @@ from curate.planning.sample import Sample, draw
 from curate.report import statuses
 from curate.run import Outcome
 from curate.scorers import warnings
+from curate.sources.ingest import ingest_sample
+from curate.sources.locations import parse_source
 from curate.stages import KeepUse, Stage, StepUse
 from curate.start import Session, ended_by_sigterm, trainer_of
 from curate.store import Store

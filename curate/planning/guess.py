@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from curate import columns
 from curate.errors import UserError, did_you_mean
-from curate.locations import PICTURES
+from curate.sources.locations import PICTURES
 
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "url": (("imageurl", "imgurl", "imagelink", "photourl", "pictureurl"), ("url", "uri", "link", "href", "src", "image", "img")),

@@ -16,13 +16,14 @@ from typing import Any
 
 import yaml
 
-from curate import cut, files
+from curate import files
 from curate.errors import UserError
-from curate.locations import FOLDER, parse_source
 from curate.planning import guess
 from curate.planning.guess import Found, Look, shown
 from curate.planning.look import Given, opened
-from curate.rows import OURS
+from curate.sources import cut
+from curate.sources.locations import FOLDER, parse_source
+from curate.sources.rows import OURS
 from curate.step import known_steps, load_step
 from curate.units import duration, size
 

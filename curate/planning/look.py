@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate import columns, cut, locations, readers, samples
+from curate import columns
 from curate.columns import Chunk
 from curate.errors import UserError
-from curate.locations import FOLDER, PICTURES, SIDECARS, TABLES, TARS, SourceFile
 from curate.planning import guess
 from curate.planning.guess import Look, shown
 from curate.planning.sample import Counted, count_rows
+from curate.sources import cut, locations, readers, samples
+from curate.sources.locations import FOLDER, PICTURES, SIDECARS, TABLES, TARS, SourceFile
 
 ROWS, PICTURE_ROWS, FILES = 1000, 200, 3
 """Rows looked at in a file, where all bytes of pictures have to be read for them, and files."""

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import columns, cut
+from curate import columns
 from curate.columns import Chunk
 from curate.errors import UserError
-from curate.locations import FOLDER, PICTURES, SourceFile, SourceSettings, names_in
-from curate.samples import Seen
+from curate.sources import cut
+from curate.sources.locations import FOLDER, PICTURES, SourceFile, SourceSettings, names_in
+from curate.sources.samples import Seen
 
 BUDGET = 1 << 28
 """Bytes of a source that a sample reads at most, but for the row groups it has to open."""

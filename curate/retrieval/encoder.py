@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import images
+from curate.decoding import images
 from curate.errors import UserError
 from curate.retrieval.query import BadQuery
 

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from curate import images
-from curate.images import BadImage
+from curate.decoding import images
+from curate.decoding.images import BadImage
 from curate.retrieval.query import MAX_PARTS, MAX_TEXT, BadQuery, Hit, Page, Part, Request
 
 MAX_PAGE, MAX_DIMS, MAX_UID, MAX_WHERE, MAX_CURSOR, MAX_EXPORT = 200, 8192, 256, 4000, 4096, 100_000

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from curate import files, images
+from curate import files
+from curate.decoding import images
 from curate.errors import UserError
 from curate.folder import Folder
 from curate.index import Space

@@ -37,9 +37,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from curate import files, images, tombstones
+from curate import files, tombstones
+from curate.decoding import images
+from curate.decoding.images import BadImage, Fit
 from curate.errors import UserError
-from curate.images import BadImage, Fit
 from curate.retrieval.guard import Guard, Limits, Refused, problem
 from curate.retrieval.limits import Busy, Hosts, Slots, retry_after
 from curate.retrieval.messages import ExportBody, Problem, SearchAnswer, SearchBody, read

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curate.captions.words import counted
 from curate.step import Chunks, bool_, float64, whole
-from curate.words import counted
 
 Hashes = NDArray[np.uint64]
 Answers = Generator[dict[str, NDArray[np.generic]], None, dict[str, Any]]

@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.captions.words import read_list
 from curate.errors import UserError
 from curate.step import File, bool_, step, string
-from curate.words import read_list
 
 HOST, LONGEST_HOST = re.compile(r"[\w-]+(\.[\w-]+)*"), 253
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.characters import ALNUM, CHARS_AT_ONCE, LOWER, UPPER, characters, first_of_words
+from curate.captions.characters import ALNUM, CHARS_AT_ONCE, LOWER, UPPER, characters, first_of_words
 from curate.step import bool_, float64, step
 
 

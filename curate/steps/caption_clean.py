@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.mend import mended
+from curate.captions.mend import mended
+from curate.captions.words import read_list
 from curate.step import File, bool_, step, string
-from curate.words import read_list
 
 HERE, ROUNDS = Path(__file__).parent, 8
 GAP = r"[\s|:;,.\-–—·•]"

@@ -2,10 +2,10 @@
 
 import pyarrow as pa
 
-from curate import tagger as taggers
+from curate.captions import tagger as taggers
+from curate.captions.tagger import NOUN, STAND_IN, Tagger
+from curate.captions.words import stem
 from curate.step import int32, step, string
-from curate.tagger import NOUN, STAND_IN, Tagger
-from curate.words import stem
 
 
 @step(adds={"entities": pa.list_(string), "num_entities": int32})

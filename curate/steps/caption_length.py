@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.characters import word_starts
+from curate.captions.characters import word_starts
 from curate.step import int32, step
 
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.captions.words import folded, read_list, words_of
 from curate.errors import UserError
 from curate.step import File, float64, step
-from curate.words import folded, read_list, words_of
 
 ALPHA = 15
 """Hutto and Gilbert 2014 (VADER): sum / sqrt(sum² + 15) brings a sum of valences into -1 to 1."""

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curate.captions.words import words_of
 from curate.step import float64, step
-from curate.words import words_of
 
 Int64s = NDArray[np.int64]
 KEY_LIMIT = 2**63

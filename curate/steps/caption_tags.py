@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate import tagger as taggers
+from curate.captions import tagger as taggers
+from curate.captions.tagger import DETERMINER, NOUN, PREPOSITION, PROPER, STAND_IN, WORD, Tagger
 from curate.step import bool_, float64, int32, step
-from curate.tagger import DETERMINER, NOUN, PREPOSITION, PROPER, STAND_IN, WORD, Tagger
 
 ADDS = {"has_determiner": bool_, "has_noun": bool_, "has_preposition": bool_, "noun_ratio": float64, "num_nouns": int32,
         "num_proper_nouns": int32}

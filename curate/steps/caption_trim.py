@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from curate import tagger as taggers
+from curate.captions import tagger as taggers
+from curate.captions.tagger import DETERMINER, NOUN, PREPOSITION, PROPER, STAND_IN, WORD, Name, Tagger, Word
 from curate.step import int32, step, string
-from curate.tagger import DETERMINER, NOUN, PREPOSITION, PROPER, STAND_IN, WORD, Name, Tagger, Word
 
 YEAR = r"(?:1[5-9]|20)\d\d"
 MONTH = (r"(?:January|February|March|April|May|June|July|August|September|October|November|December"

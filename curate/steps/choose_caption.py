@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from curate.choosing import NEEDS, Rule, Text, chooser, chosen_of, number, source_of
+from curate.captions.choosing import NEEDS, Rule, Text, chooser, chosen_of, number, source_of
 from curate.errors import UserError
 from curate.step import Chunks, Maker, float32, float64, int32, string, whole
 

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.captions.words import read_list
 from curate.errors import UserError
 from curate.step import File, int32, step, string
-from curate.words import read_list
 
 APART = r"([,.;:?!`])"
 

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from curate.block_list import BlockList, read
-from curate.blur import BadBoxes, Box, read_boxes
-from curate.convert import WORK, Recipe
-from curate.decode import Decoders
+from curate.decoding.blur import BadBoxes, Box, read_boxes
+from curate.decoding.convert import WORK, Recipe
+from curate.decoding.decode import Decoders
+from curate.decoding.images import Encoding, Fit, ResizeMode, check_quality, decode, extension
 from curate.errors import UserError
-from curate.fetch import Fetcher, Limits
-from curate.images import Encoding, Fit, ResizeMode, check_quality, decode, extension
-from curate.opt_out import DENY, Policy
-from curate.opt_out_list import OptOutList
+from curate.fetching.fetch import Fetcher, Limits
+from curate.fetching.opt_out import DENY, Policy
+from curate.fetching.opt_out_list import OptOutList
 from curate.step import File, Operational, bool_, fetch, float32, image, int32, int64, string
 
 

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curate.captions.words import counted
 from curate.step import Chunks, int32, int64, whole
-from curate.words import counted
 
 
 @whole(adds={"num_rare_entities": int32, "rarest_entity_count": int64})

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from curate import spacy_models
+from curate.captions import spacy_models
+from curate.captions.words import read_list
 from curate.errors import UserError
 from curate.step import File, int32, step, string
-from curate.words import read_list
 
 NO_NER = "none"
 Ner = Annotated[str, AfterValidator(lambda value: spacy_models.checked(value, NO_NER))]

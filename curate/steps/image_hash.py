@@ -4,8 +4,8 @@ import hashlib
 
 from PIL.Image import Image
 
+from curate.decoding.images import decode
 from curate.fingerprint import phash, thumb
-from curate.images import decode
 from curate.step import step, string
 
 ADDS = {"image_sha256": string, "pixel_hash": string, "phash": string, "thumb": string}

@@ -1,6 +1,6 @@
 """Size and format of the stored picture, from its header: nothing is decoded."""
 
-from curate.images import probe
+from curate.decoding.images import probe
 from curate.step import float64, int32, int64, step, string
 
 ADDS = {"width_px": int32, "height_px": int32, "aspect": float64, "num_pixels": int64, "image_bytes": int64, "format": string}

@@ -8,10 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curate.captions.words import folded, read_list, stem, words_of
 from curate.errors import UserError
 from curate.heads.use import embedder
 from curate.step import File, Maker, Weights, int32, step, string
-from curate.words import folded, read_list, stem, words_of
 
 PROMPT = "a photo of a {}"
 """CLIP's own prompt (Radford et al. 2021, section 3.1.4)."""

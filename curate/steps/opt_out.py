@@ -11,10 +11,10 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from curate.errors import UserError
-from curate.fetch import Limits
-from curate.opt_out import DENY, Policy, said_in_headers
-from curate.opt_out import OptOut as Said
-from curate.opt_out_list import OptOutList
+from curate.fetching.fetch import Limits
+from curate.fetching.opt_out import DENY, Policy, said_in_headers
+from curate.fetching.opt_out import OptOut as Said
+from curate.fetching.opt_out_list import OptOutList
 from curate.step import File, bool_, step, string
 
 TAGS, RESERVATION = "x-robots-tag", "tdm-reservation"

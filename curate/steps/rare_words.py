@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curate.captions.words import words_of
 from curate.step import Chunks, Operational, int32, int64, whole
-from curate.words import words_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curate.captions.words import folded, read_list, words_of
 from curate.errors import UserError
 from curate.step import File, int32, step
-from curate.words import folded, read_list, words_of
 
 
 @step(adds={"num_list_words": int32, "num_unlisted_words": int32}, batch=10_000)

@@ -25,7 +25,7 @@ from curate.errors import UserError
 from curate.folder import Folder
 from curate.pages.page import write as write_report
 from curate.pipeline import ShardSettings
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import ALIVE, Store
 from curate.takedown import journal, packed, tars
 from curate.takedown.evidence import Evidence

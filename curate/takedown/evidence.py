@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate import images
-from curate.source import Source
+from curate.decoding import images
+from curate.sources.source import Source
 from curate.store import Store
 from curate.takedown.wanted import Looks, Wanted
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import files, tombstones
-from curate.source import Source
+from curate.sources.source import Source
 from curate.store import Store
 from curate.takedown.evidence import LINKS, parts
 from curate.takedown.journal import Plan

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import block_list, images
+from curate import block_list
 from curate.block_list import MOST_BITS, BlockList, md5_of
+from curate.decoding import images
+from curate.decoding.images import BadImage
 from curate.errors import UserError
 from curate.fingerprint import phash
-from curate.images import BadImage
 
 
 @dataclass(frozen=True)

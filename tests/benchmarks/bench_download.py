@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from curate.fetch import Fetcher, Limits
-from curate.images import Fit, encode, load
+from curate.decoding.images import Fit, encode, load
+from curate.fetching.fetch import Fetcher, Limits
 from tests.benchmarks import ROOT, Row, peer_venv
 
 URLS = int(os.environ.get("CURATE_BENCH_URLS", "4000"))

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.errors import UserError
-from curate.locations import parse_source
 from curate.pipeline import load
+from curate.sources.locations import parse_source
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:

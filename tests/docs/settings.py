@@ -6,9 +6,9 @@ from typing import Any
 from curate.document import LOOP_KEYS, TOP_KEYS
 from curate.expectation import EXPECT_KEYS, Expectation
 from curate.keep import CASTS, FUNCTIONS
-from curate.locations import ALL_KINDS, KINDS, SourceSettings, parse_source
 from curate.loop_settings import LoopSettings
 from curate.pipeline import Pipeline, ShardSettings
+from curate.sources.locations import ALL_KINDS, KINDS, SourceSettings, parse_source
 from curate.stages import TopUse
 from tests.docs.checks import check_takes, defaults_of, docs_of, pipeline_takes, source_takes
 from tests.docs.markdown import NOTICE, code, table

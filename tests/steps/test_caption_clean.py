@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curate.captions.mend import CODINGS, MENDABLE
 from curate.columns import nfc
 from curate.errors import UserError
-from curate.mend import CODINGS, MENDABLE
 from curate.step import load_step
 from curate.steps import caption_clean as module
 from curate.steps.caption_clean import CaptionClean

@@ -18,11 +18,11 @@ from curate.errors import UserError
 from curate.files import read_json
 from curate.fingerprint import phash, thumb
 from curate.folder import Folder
-from curate.locations import content
 from curate.measure import to_column
 from curate.pipeline import load
 from curate.searched import lines
 from curate.shards import verify
+from curate.sources.locations import content
 from curate.step import load_step, vector
 from curate.steps.decontaminate import Decontaminate
 from curate.tar import TarWriter

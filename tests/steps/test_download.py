@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate import images
+from curate.decoding import images
 from curate.errors import UserError
 from curate.step import load_step
 from curate.steps.download import Download

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from curate.images import BadImage
+from curate.decoding.images import BadImage
 from curate.steps import image_hash as module
 from curate.steps.image_hash import image_hash
 

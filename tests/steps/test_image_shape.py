@@ -3,7 +3,7 @@ import io
 import pytest
 from PIL import Image
 
-from curate.images import BadImage
+from curate.decoding.images import BadImage
 from curate.steps.image_shape import image_shape
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from curate.captions.words import stem as stemmed
 from curate.errors import UserError
 from curate.pipeline import load
 from curate.steps import label_match
 from curate.steps.label_match import LabelMatch
-from curate.words import stem as stemmed
 from tests.running import write_pipeline, write_pool
 
 EMBED = ["download", "clip_embed: {as: ref, model: curate-conv-64, pretrained: 'random:0'}"]

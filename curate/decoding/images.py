@@ -27,9 +27,9 @@ from typing import Any, Literal
 from PIL import Image, UnidentifiedImageError
 
 from curate import remote
-from curate.blur import Box, blurred
+from curate.decoding.blur import Box, blurred
+from curate.decoding.lossless import first_rows, needed
 from curate.errors import RunStopped, UserError
-from curate.lossless import first_rows, needed
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """The decoders that may run at all; Pillow has some 40, and most of its security history lies in the others."""
@@ -320,7 +320,7 @@ def _shrunk(image: Image.Image, target: tuple[int, int]) -> Image.Image:
     elif grows:
         small = rgb.resize(target, Image.Resampling.LANCZOS)
     elif rgb.width <= LITTLE * target[0] and rgb.height <= LITTLE * target[1]:
-        from curate.shrink import bilinear  # OpenCV: not for who only reads pictures
+        from curate.decoding.shrink import bilinear  # OpenCV: not for who only reads pictures
 
         small = bilinear(rgb, target)
     else:

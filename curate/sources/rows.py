@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from curate import columns
 from curate.columns import Chunk, Unreadable, nfc
-from curate.locations import Names
+from curate.sources.locations import Names
 from curate.step import image, string
 
 NO_TEXT = pa.scalar(None, string)

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from curate.images import QUALITY, BadImage, Encoding, Fit, encode, keep, load
+from curate.decoding.images import QUALITY, BadImage, Encoding, Fit, encode, keep, load
 
-WORK = "curate.convert:converter"
-"""What `curate.decode.Decoders` is told."""
+WORK = "curate.decoding.convert:converter"
+"""What `curate.decoding.decode.Decoders` is told."""
 BYTES_PER_PIXEL, BYTES_BESIDE = 24, 256 * 2**20
 """What a decoder may take: a lossless WebP with alpha takes most, 21.3 bytes a pixel (64 million pixels, Pillow 13)."""
 
@@ -43,7 +43,7 @@ class Recipe:
 def converter(settings: Mapping[str, Any], alone: AbstractContextManager[None]) -> Any:
     """A function (file, {"boxes": [...]}) → (columns, file to store or None). `alone` is held while a picture is large."""
     recipe = Recipe(**{**settings, "fit": Fit(**settings["fit"])})
-    importlib.import_module("curate.shrink")        # before memory is limited: what OpenCV maps is not a picture's
+    importlib.import_module("curate.decoding.shrink")        # before memory is limited: what OpenCV maps is not a picture's
 
     def convert(body: bytes, ask: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         boxes = [tuple(box) for box in ask["boxes"]]

@@ -2,7 +2,7 @@
 
     source/00000.parquet   uid, image_id, url, caption, image (pictures that lie here), source_error, the user's other columns
     source/source.json     which files were read, as what, into which shards; written when a file is complete
-    source/repeats.parquet, owners.parquet, borrowers.parquet   see `curate.owners`
+    source/repeats.parquet, owners.parquet, borrowers.parquet   see `curate.sources.owners`
 
 Every row of the source is a row of exactly one shard. One without url (and picture) keeps its captions and columns, has a null
 url and image_id and a uid of its position; steps do not measure it and a keep counts it as unknown. `source_error` says why.
@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import columns, files, owners, remote, tombstones
+from curate import columns, files, remote, tombstones
 from curate.errors import UserError
-from curate.locations import SourceFile, Stamp
+from curate.sources import owners
+from curate.sources.locations import SourceFile, Stamp
 
 DISTINCT = ("uid", "image_id", "url", "caption")
 """Columns in which a value seldom comes again: a dictionary of them saves nothing in a parquet file, and takes its time."""
@@ -57,7 +58,7 @@ class Source:
     parts: tuple[Part, ...]
     stored: pa.Schema
     joined: int = -1
-    """shards there were when `curate.owners` last looked at them"""
+    """shards there were when `curate.sources.owners` last looked at them"""
     num_repeated: int = 0
 
     @classmethod

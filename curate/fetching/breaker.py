@@ -11,7 +11,7 @@ come once in 570,000 urls, 100 once in 3,400 and 10 once in 33.
 import asyncio
 from dataclasses import dataclass
 
-from curate.addresses import Failure
+from curate.fetching.addresses import Failure
 
 REST_SECONDS = 60.0
 """From the last failure to the url that is let through (our choice: longer than a deadline, shorter than most outages)."""

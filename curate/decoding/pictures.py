@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curate import images
+from curate.decoding import images
 
 Ref = Mapping[str, Any]
 """The fields of `curate.step.image`: file, offset, length."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.characters import word_starts
+from curate.captions.characters import word_starts
 from curate.errors import UserError
 
 ENDINGS = ((r"(?<![ea])ies$", "y"), (r"(?<![aeo])es$", "e"), (r"(?<![us])s$", ""))

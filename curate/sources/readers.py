@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from curate import columns
 from curate.columns import Chunk, Unreadable
-from curate.locations import SourceFile
+from curate.sources.locations import SourceFile
 
 MAX_RECORD_LINES = 100
 """A quoted csv field that spans more lines than this was never closed."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from curate.breaker import Breaker
+from curate.fetching.breaker import Breaker
 
 SILENT_SECONDS = 0.5
 """Without a byte for so long, a request gives its place among all to another one (our choice: most servers answer sooner)."""

@@ -1,6 +1,6 @@
 """Strangers' pictures are decoded in processes of their own: what a decoder does to itself costs one picture, never the run.
 
-    decoders = Decoders("curate.convert:converter", settings, memory_bytes=2**30)
+    decoders = Decoders("curate.decoding.convert:converter", settings, memory_bytes=2**30)
     columns, file = decoders.decode(body, {"boxes": []})        # waits; call it from as many threads as there shall be processes
 
 A picture at whose side a process died is tried once more in a fresh process, alone, so that none is blamed for what an earlier
@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from curate.decoder import receive, send
+from curate.decoding.decoder import receive, send
 from curate.errors import RunStopped
 
 CPU_SECONDS = 60
@@ -40,7 +40,7 @@ STRIKES = 3
 # What a process does to itself; any other signal comes from outside.
 _OWN = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
 _CODE = ("import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[2:]; "
-         "from curate.decoder import main; main(sys.argv[1])")
+         "from curate.decoding.decoder import main; main(sys.argv[1])")
 
 Decoded = tuple[dict[str, Any], bytes | None]
 """Columns of a picture, and the file to store if there is one."""
@@ -49,7 +49,7 @@ Decoded = tuple[dict[str, Any], bytes | None]
 class Decoders:
     """Decoder processes that start when they are needed and wait for the next picture; safe from several threads.
 
-    `work` is `module:function`, see `curate.decoder.MakeWork`; `settings` goes to it as JSON.
+    `work` is `module:function`, see `curate.decoding.decoder.MakeWork`; `settings` goes to it as JSON.
     """
 
     def __init__(self, work: str, settings: Mapping[str, Any], memory_bytes: int, cpu_seconds: float = CPU_SECONDS,

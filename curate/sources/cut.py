@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curate import columns, files, locations, readers, remote, samples
+from curate import columns, files, remote
 from curate.columns import Chunk, Unreadable
 from curate.errors import UserError, did_you_mean
-from curate.locations import SourceFile, SourceSettings
-from curate.rows import shard_table
+from curate.sources import locations, readers, samples
+from curate.sources.locations import SourceFile, SourceSettings
+from curate.sources.rows import shard_table
 from curate.tar import BadTar
 
 PEEK_ROWS = 100

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from curate.addresses import Failure, Network, check_address, lookup
+from curate.fetching.addresses import Failure, Network, check_address, lookup
 
 
 class Resolver(AbstractResolver):

@@ -9,7 +9,7 @@ policy says where a licence can be had: we have none, so a reservation forbids w
 import json
 from typing import NamedTuple
 
-from curate.robots import MOST_STEPS, Pattern, canonical, pattern
+from curate.fetching.robots import MOST_STEPS, Pattern, canonical, pattern
 
 
 class Reservation(NamedTuple):

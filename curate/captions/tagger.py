@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
-from curate import spacy_models
-from curate.words import words_of
+from curate.captions import spacy_models
+from curate.captions.words import words_of
 
 STAND_IN = "stand_in"
 Tagger = Annotated[str, AfterValidator(lambda value: spacy_models.checked(value, STAND_IN))]
@@ -48,7 +48,7 @@ class Lists:
     """The stand-in. Closed classes are lists; any other word of letters is a noun unless its ending says otherwise."""
 
     def __init__(self) -> None:
-        words = json.loads((Path(__file__).parent / "steps" / "caption_tags_words.json").read_text())
+        words = json.loads((Path(__file__).parents[1] / "steps" / "caption_tags_words.json").read_text())
         classes = (("noun", NOUN), ("other", WORD), ("preposition", PREPOSITION), ("determiner", DETERMINER))
         closed = {word: kind for name, kind in classes for word in words[name].split()}
         self._words, self._classes = pa.array(closed), list(closed.values())

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from curate import columns
 from curate.columns import Chunk, Place
-from curate.locations import PICTURES, SourceFile, names_in
+from curate.sources.locations import PICTURES, SourceFile, names_in
 from curate.tar import Member, members
 
 _DECODER = json.JSONDecoder()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curate import columns, cut, files, owners, samples, tombstones
+from curate import columns, files, tombstones
 from curate.block_list import BlockList
-from curate.cut import Cut
 from curate.errors import UserError
-from curate.locations import SourceFile, SourceSettings
-from curate.source import DISTINCT, Part, Source, save, stored
+from curate.sources import cut, owners, samples
+from curate.sources.cut import Cut
+from curate.sources.locations import SourceFile, SourceSettings
+from curate.sources.source import DISTINCT, Part, Source, save, stored
 
 ANEW = "a source only grows; use another --out"
 AHEAD = 2

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from curate.addresses import Failure, one_line
+from curate.fetching.addresses import Failure, one_line
 
 Policy = Literal["standard", "strict", "off"]
 Signal = Literal["x-robots-tag", "tdm-reservation", "robots.txt", "tdmrep.json", "list"]

@@ -15,12 +15,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from yarl import URL
 
-from curate import robots, tdmrep
-from curate.addresses import Failure
-from curate.opt_out import OptedOut, OptOut, Signal
-from curate.opt_out_list import OptOutList
-from curate.robots import LIMIT_BYTES, Rules
-from curate.tdmrep import Reservations
+from curate.fetching import robots, tdmrep
+from curate.fetching.addresses import Failure
+from curate.fetching.opt_out import OptedOut, OptOut, Signal
+from curate.fetching.opt_out_list import OptOutList
+from curate.fetching.robots import LIMIT_BYTES, Rules
+from curate.fetching.tdmrep import Reservations
 
 KEEP_SECONDS = 24 * 3600
 TROUBLE_SECONDS = 60
@@ -37,7 +37,7 @@ _UNCLEAR = frozenset({"http_other", "too_many_redirects"})
 
 
 class Answer(Protocol):
-    """What came of asking for a file; `curate.fetch.Outcome` is one."""
+    """What came of asking for a file; `curate.fetching.fetch.Outcome` is one."""
 
     @property
     def status(self) -> str: ...

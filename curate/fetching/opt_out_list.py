@@ -12,9 +12,9 @@ from pathlib import Path
 
 from yarl import URL
 
-from curate.addresses import Failure, parse_url
 from curate.errors import UserError
-from curate.robots import canonical
+from curate.fetching.addresses import Failure, parse_url
+from curate.fetching.robots import canonical
 
 _DOMAIN = re.compile(r"[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*")
 _COMMENT = re.compile(r"(?:^|\s)#.*")

@@ -31,15 +31,15 @@ from typing import Any, Self
 import aiohttp
 from yarl import URL
 
-from curate.addresses import Failure, Network, check_literal, lookup, parse_url
-from curate.breaker import Breaker
 from curate.errors import UserError
-from curate.gate import Gate
-from curate.opt_out import DENY, OptedOut, OptOut, said_in_headers
-from curate.opt_out_list import OptOutList
-from curate.places import Place, Places
-from curate.resolver import Resolver
-from curate.robots import LIMIT_BYTES
+from curate.fetching.addresses import Failure, Network, check_literal, lookup, parse_url
+from curate.fetching.breaker import Breaker
+from curate.fetching.gate import Gate
+from curate.fetching.opt_out import DENY, OptedOut, OptOut, said_in_headers
+from curate.fetching.opt_out_list import OptOutList
+from curate.fetching.places import Place, Places
+from curate.fetching.resolver import Resolver
+from curate.fetching.robots import LIMIT_BYTES
 
 TOKEN = "curate"
 """The name that a site's opt-out can address."""
