@@ -17,10 +17,10 @@ def evaluate_checkpoint(checkpoint: str, model: str | None, settings: Mapping[st
     from train.evaluate import evaluate, opened
     from train.results import append, read, record, table
 
-    wanted = {name: value for name, value in settings.items() if value}
-    if not wanted.keys() & {"images", "retrieval", "benchmarks"}:
-        raise UserError("say what to evaluate on: --images DIR, --retrieval TARS, --benchmark DIR")
-    asked = from_mapping({"data": "none", "samples_seen": 1, "eval": wanted}).eval
+    wanted = {name: value for name, value in settings.items() if value or value == ""}
+    if not wanted.keys() & {"images", "retrieval", "captions", "benchmarks"}:
+        raise UserError("say what to evaluate on: --images DIR, --retrieval TARS, --captions TARS, --benchmark DIR")
+    asked = from_mapping({"data": "none", "samples_seen": 1, **_taught(checkpoint, model), "eval": wanted}).eval
     earlier = read(results) if results is not None else []
     opened(asked)
     loaded = _loaded(checkpoint, model)
@@ -44,6 +44,13 @@ def export_checkpoint(checkpoint: str, model: str | None, out: Path, kind: str) 
     return lines(export(_loaded(checkpoint, model), out, kind, card=_card(checkpoint)), out)
 
 
+def _taught(checkpoint: str, model: str | None) -> dict[str, str]:
+    """The settings of the training that say what captions are written behind; Hugging Face's BLIPs have BLIP's prompt."""
+    published = {"loss": "blip_captioner"} if (model or "").startswith("hf-blip:") else {}
+    settings = _card(checkpoint).get("settings", published)
+    return {name: settings[name] for name in ("loss", "prompt") if name in settings}
+
+
 def _loaded(checkpoint: str, model: str | None) -> Any:
     from train.models.weights import load
 
@@ -57,4 +64,4 @@ def _card(checkpoint: str) -> Mapping[str, Any]:
     """What train.json says of a checkpoint of ours; nothing of anybody else's."""
     from train.models.weights import CARD
 
-    return dict(files.read_json(Path(checkpoint) / CARD, {}))
+    return dict(files.read_json(Path(checkpoint) / CARD, {})) if Path(checkpoint).is_dir() else {}

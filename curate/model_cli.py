@@ -12,6 +12,12 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", hel
              images: Annotated[Path | None, typer.Option("--images", metavar="DIR", help="A folder of pictures a class.")] = None,
              classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Lines of: folder TAB name.")] = None,
              retrieval: Annotated[str | None, typer.Option("--retrieval", metavar="TARS", help="Held out.")] = None,
+             captions: Annotated[str | None, typer.Option("--captions", metavar="TARS",
+                                                          help="Held out: a caption is written of each picture.")] = None,
+             caption_prompt: Annotated[str | None, typer.Option("--caption-prompt",
+                                                                help="What it begins with; no part of it.")] = None,
+             caption_beams: Annotated[int | None, typer.Option("--caption-beams", metavar="N",
+                                                               help="Search instead of drawing.")] = None,
              benchmarks: Annotated[list[str], typer.Option("--benchmark", metavar="DIR",
                                                            help="As CLIP_benchmark publishes them.")] = [],  # noqa: B006
              images_train: Annotated[Path | None, typer.Option("--images-train", metavar="DIR",
@@ -19,11 +25,13 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", hel
              probe: Annotated[bool, typer.Option("--probe", help="A linear probe on the benchmarks' train/.")] = False,
              results: Annotated[Path | None, typer.Option("--results", metavar="FILE",
                                                           help="Append the figures; a table with earlier ones.")] = None) -> None:
-    """Zero-shot accuracy over classes, retrieval recall, linear probes: over shards, folders and benchmarks."""
+    """Zero-shot accuracy over classes, retrieval recall, captions, linear probes: over shards, folders and benchmarks."""
     from curate.evaluation import evaluate_checkpoint, unchecked
 
-    places = {name: str(place) for name, place in (("images", images), ("retrieval", retrieval)) if place is not None}
-    asked = {**places, "classes": classes and str(classes), "images_train": images_train and str(images_train),
+    held_out = (("images", images), ("retrieval", retrieval), ("captions", captions))
+    places = {name: str(place) for name, place in held_out if place is not None}
+    asked = {**places, "caption_prompt": caption_prompt, "caption_beams": caption_beams,
+             "classes": classes and str(classes), "images_train": images_train and str(images_train),
              "benchmarks": benchmarks, "probe": probe}
     for line in evaluate_checkpoint(checkpoint, model, asked, results):
         print(line)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BlipForConditionalGeneration
 
 from curate.cli import main
+from tests.blips import write_blip
+from tests.train.blip_toys import TOY, saved, toy
 from tests.train.test_benchmarks import classification
 from tests.train.test_weights import Payload
 from tests.train.toys import shard
@@ -37,6 +40,14 @@ def test_figures_and_what_is_not_known_of_the_data(checkpoint: Path, tmp_path: P
     assert [line.split()[0] for line in said.out.splitlines()][:3] == [
         "text_to_image_recall_at_1", "image_to_text_recall_at_1", "recall_at_1"]
     assert str(tmp_path / "0.tar") in said.err
+
+
+def test_a_checkpoint_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no card: nothing is known of its data."""
+    torch.save(load("toy-vit-32", "random").model.state_dict(), tmp_path / "weights.pt")
+    tar = shard(tmp_path / "0.tar", range(3))
+    assert curate("evaluate", tmp_path / "weights.pt", "--model", "toy-vit-32", "--retrieval", tar) == 0
+    assert str(tar) in capsys.readouterr().err
 
 
 def test_results_are_appended_and_stand_side_by_side(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -74,11 +85,52 @@ def test_a_pickle_with_a_payload_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
+def test_captions_are_judged_behind_the_prompt_that_was_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(toy(), tmp_path / "model")
+    write_json(model / CARD, {"model": TOY, "settings": {"loss": "blip_captioner", "prompt": "a photo of "}})
+    held_out, results = shard(tmp_path / "0.tar", range(4)), tmp_path / "results.jsonl"
+    for more in ((), ("--caption-prompt", ""), ("--caption-beams", 3)):
+        assert curate("evaluate", model, "--captions", held_out, "--results", results, *more) == 0
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert all(list(line["figures"]) == [f"caption_{name}" for name in (
+        "bleu_4", "rouge_l", "cider_d", "distinct_1", "distinct_2", "num_words")] and set(line["data"]) == {"captions"}
+        for line in lines)
+    ways = ("nucleus p 0.9, seed 0, 5 to 30 tokens, repetition penalty 1.1, prompt 'a photo of'",
+            "nucleus p 0.9, seed 0, 5 to 30 tokens, repetition penalty 1.1, prompt ''",
+            "beam 3, 5 to 30 tokens, repetition penalty 1, prompt 'a photo of'")
+    assert tuple(line["settings"]["decoding"] for line in lines) == ways
+    said = capsys.readouterr()
+    assert said.out.count("caption_cider_d") == 3 and str(held_out) in said.err
+
+
+def test_others_captioners_write_behind_blips_prompt(tmp_path: Path) -> None:
+    """A folder as transformers' captioner has it: the other half is not asked for."""
+    theirs, results = tmp_path / "theirs", tmp_path / "results.jsonl"
+    BlipForConditionalGeneration.from_pretrained(write_blip(theirs)).save_pretrained(theirs)
+    assert curate("evaluate", theirs, "--model", f"hf-blip:{theirs}", "--captions", shard(tmp_path / "0.tar", range(2)),
+                  "--results", results) == 0
+    assert json.loads(results.read_text())["settings"]["decoding"].endswith("prompt 'a picture of'")
+
+
+def test_a_model_that_writes_nothing_is_refused_first(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.evaluate.evaluate_retrieval", lambda *args: pytest.fail("measured before it was refused"))
+    tar = shard(tmp_path / "0.tar", range(3))
+    assert curate("evaluate", checkpoint, "--retrieval", tar, "--captions", tar) == 2
+    assert capsys.readouterr().err == ("eval.captions: toy-vit-32 writes no captions; coca_ViT-B-32 does, and a BLIP with a "
+                                       "decoder\n")
+
+
 @pytest.mark.parametrize(("words", "message"), [
-    (("evaluate", "random"), "say what to evaluate on: --images DIR, --retrieval TARS, --benchmark DIR"),
+    (("evaluate", "random"), "say what to evaluate on: --images DIR, --retrieval TARS, --captions TARS, --benchmark DIR"),
     (("evaluate", "random", "--benchmark", "none"), "no folder none"),
     (("evaluate", "random", "--images", ".", "--probe"),
      "eval: probe needs benchmarks; over folders of pictures it is images_train"),
+    (("evaluate", "random", "--captions", "none.tar"), "no file matches none.tar"),
+    (("evaluate", "random", "--images", ".", "--caption-prompt", ""),
+     "eval: caption_prompt and caption_beams need captions, the pictures to write of"),
+    (("evaluate", "random", "--captions", "x", "--caption-beams", "1"),
+     "eval.caption_beams: 1 is not a whole number of 2 or more"),
     (("evaluate", "random", "--images", ".", "--results", "setup.cfg"), "setup.cfg: not a file of results"),
     (("export", "random", "out"), "random does not say which model it is; name it with --model"),
     (("export", "random", "out", "--model", "toy-vit-32", "--format", "onnx"),

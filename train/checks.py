@@ -51,6 +51,13 @@ def text(value: Any) -> str:
     return value
 
 
+def words(value: Any) -> str:
+    """A string, be it empty."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
 def yes_no(value: Any) -> bool:
     """true or false."""
     if not isinstance(value, bool):

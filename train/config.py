@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from train.checks import Check, as_number, crop_area, number, optional, paths, text, two, whole, word, yes_no
+from train.checks import Check, as_number, crop_area, number, optional, paths, text, two, whole, word, words, yes_no
 from train.choices import Distill, Lock, Spike, alphas, distill, lock, micro_batch, spike
 from train.data_settings import Curriculum, curriculum, data
 from train.data_settings import Data as Data
@@ -82,6 +82,15 @@ class Eval:
     """folders as CLIP_benchmark publishes them: zero-shot accuracy or recall, by what is in them"""
     probe: bool = setting(yes_no, False, later=True)
     """also a linear probe on the train/ tars of every benchmark with classes"""
+    captions: Data | None = setting(optional(data), None, later=True)
+    """held-out pictures that the model writes a caption of, judged by all that the data has of each: `caption_cider_d` and
+    others. For BLIPs with a decoder, and CoCas"""
+    caption_prompt: str | None = setting(optional(words), None, later=True)
+    """what those captions begin with while they are made, no part of them; null: what the model learns to write behind, which is
+    `prompt` with `loss: blip_captioner` and nothing with the other losses"""
+    caption_beams: int | None = setting(optional(whole(2)), None, later=True)
+    """a beam search of this width for those captions, as published figures of BLIPs are made (3); null: drawn from a nucleus of
+    0.9 by seed and picture, as CapFilt makes captions"""
     every: int = setting(whole(0), 0)
     """steps between two evaluations; 0: only at the end"""
     before: bool = setting(yes_no, False, later=True)
@@ -103,8 +112,10 @@ def evaluation(value: Any) -> Eval:
         raise ValueError("eval: images_train needs images, the pictures that its probe is tested on")
     if found.probe and not found.benchmarks:
         raise ValueError("eval: probe needs benchmarks; over folders of pictures it is images_train")
-    if (found.keep_best or found.before) and not (found.retrieval or found.images or found.benchmarks):
-        raise ValueError("eval: keep_best and before need something to measure: retrieval, images or benchmarks")
+    if found.captions is None and (found.caption_prompt is not None or found.caption_beams is not None):
+        raise ValueError("eval: caption_prompt and caption_beams need captions, the pictures to write of")
+    if (found.keep_best or found.before) and not (found.retrieval or found.captions or found.images or found.benchmarks):
+        raise ValueError("eval: keep_best and before need something to measure: retrieval, captions, images or benchmarks")
     if found.stop_after and not (found.keep_best and found.every):
         raise ValueError("eval: stop_after needs keep_best, the figure that stops getting better, and every")
     return found
@@ -237,6 +248,9 @@ class Config:
             raise ValueError("wise_ft: needs init, the weights that a fine-tuning starts from")
         if self.wise_ft is not None and len(self.wise_ft) > 1 and self.eval.keep_best is None:
             raise ValueError("wise_ft: several shares need eval.keep_best, the figure that chooses one")
+        if self.eval.captions is not None and self.eval.caption_prompt is None:
+            learnt = self.prompt if self.loss == "blip_captioner" else ""
+            object.__setattr__(self, "eval", dataclasses.replace(self.eval, caption_prompt=learnt))
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on, as plain data; data and init count by content, which their digests say."""

@@ -39,15 +39,15 @@ def _source(data: Data, rank: str | None, taught: Sequence[str], salt: str) -> I
     if taught and not data.scores:
         where = ", ".join(data.shards or data.table)
         raise DataError(f"no scores have {' and '.join(taught)} of {where}, which distill learns from")
-    scores = Scores(_matches(data.scores), rank, data.missing, taught) if data.scores else None
+    scores = Scores(matches(data.scores), rank, data.missing, taught) if data.scores else None
     rows = Rows(scores, salt)
     if data.shards:
-        files = [str(path) for path in _matches(data.shards)]
+        files = [str(path) for path in matches(data.shards)]
         for number, file in enumerate(files):
             rows.start_file(f"{Path(file).name} {os.path.getsize(file)}")
             _add_tar(rows, number, Path(file))
     else:
-        files = _add_tables(rows, _matches(data.table), Path(data.root))
+        files = _add_tables(rows, matches(data.table), Path(data.root))
     if scores is not None:
         scores.check()
     index = rows.index(tuple(files))
@@ -59,10 +59,10 @@ def _source(data: Data, rank: str | None, taught: Sequence[str], salt: str) -> I
 def decontaminated(data: Data) -> dict[str, Any]:
     """{"decontaminated": what the manifests beside all of the tars, and all tables of pairs, say of benchmarks}; nothing where
     they say nothing, or do not know one of the tars."""
-    paths = [path for part in data.parts for path in _matches(part.shards)]
+    paths = [path for part in data.parts for path in matches(part.shards)]
     said = [_manifest_entries(folder, {path.name for path in paths if path.parent == folder})
             for folder in sorted({path.parent for path in paths})]
-    said += [_table_entries(path) for part in data.parts for path in _matches(part.table)]
+    said += [_table_entries(path) for part in data.parts for path in matches(part.table)]
     common = [entry for entry in (said[0] if said else []) if all(entry in entries for entries in said)]
     return {"decontaminated": common} if common else {}
 
@@ -158,8 +158,8 @@ def _table_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
         raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def _matches(patterns: Sequence[str]) -> list[Path]:
-    """The files that `patterns` name, sorted within each pattern, each once."""
+def matches(patterns: Sequence[str]) -> list[Path]:
+    """The files that `patterns` name, sorted within each pattern, each once. Raises DataError for one that names none."""
     found: dict[str, None] = {}
     for pattern in patterns:
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern] if Path(pattern).is_file() else []

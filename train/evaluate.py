@@ -1,26 +1,24 @@
-"""How good a model is: retrieval, zero-shot accuracy and a linear probe, over shards, folders of classes and benchmarks.
+"""How good a model is: retrieval, captions, zero-shot accuracy, a linear probe, over shards, folders of classes and benchmarks.
 
-What the figures are is in `train.figures` and `train.probe`; here a model meets data.
+What the figures are is in `train.figures`, `train.captions` and `train.probe`; here a model meets data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from train.benchmarks import CLASSIFICATION, RETRIEVAL, Benchmark, Split, open_benchmark
+from train.captioning import writer, written_figures
 from train.config import Eval
-from train.data import Index, open_data
+from train.data import Index, matches, open_data
 from train.errors import DataError
 from train.figures import Ints, Vectors, accuracy_at_k, class_ranks, mean_per_class, recall_at_k
 from train.geometry import geometry
 from train.models.clip import embed_images, embed_texts
 from train.models.weights import Loaded
-from train.pictures import BrokenPicture, decode
+from train.pictures import decoded
 from train.probe import Labelled, probe_figures
 
 TEMPLATES = Path(__file__).with_name("templates.txt")
@@ -31,11 +29,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def evaluate(loaded: Loaded, settings: Eval, batch: int = 64) -> dict[str, float]:
-    """All figures that `settings` ask for; those of a benchmark are called `<folder>/<figure>`."""
-    benchmarks = opened(settings)
+    """All figures that `settings` ask for; those of a benchmark are called `<folder>/<figure>`.
+
+    Raises ConfigError, before anything is measured, where captions are asked of a model that writes none.
+    """
+    benchmarks, writes = opened(settings), writer(loaded, settings)
     figures: dict[str, float] = {}
     if settings.retrieval is not None:
         figures |= evaluate_retrieval(loaded, open_data(settings.retrieval), batch)
+    if settings.captions is not None and writes is not None:
+        figures |= written_figures(writes, open_data(settings.captions), batch)
     if settings.images is not None:
         figures |= evaluate_classes(loaded, Path(settings.images), Path(settings.classes) if settings.classes else None,
                                     Path(settings.images_train) if settings.images_train else None, batch)
@@ -47,6 +50,9 @@ def evaluate(loaded: Loaded, settings: Eval, batch: int = 64) -> dict[str, float
 
 def opened(settings: Eval) -> list[Benchmark]:
     """The benchmarks. Raises DataError, before any time is spent, for anything that `settings` name and is not there."""
+    for held_out in (settings.retrieval, settings.captions):
+        for part in held_out.parts if held_out is not None else ():
+            matches(part.shards or part.table)
     if settings.images is not None:
         names = read_classes(Path(settings.images), Path(settings.classes) if settings.classes else None)
         if settings.images_train is not None:
@@ -169,18 +175,8 @@ def _embedded(loaded: Loaded, stored: Iterator[bytes], batch: int) -> tuple[list
     """(numbers of the pictures that decode, their embeddings), one batch of decoded pictures in memory at a time."""
     numbers: list[int] = []
     parts: list[Vectors] = []
-    counted = enumerate(stored)
-    with ThreadPoolExecutor(2) as pool:
-        while chunk := list(islice(counted, batch)):
-            decoded = [(i, picture) for i, picture in pool.map(_decoded, chunk) if picture is not None]
-            numbers += [i for i, _ in decoded]
-            parts.append(embed_images(loaded, [picture for _, picture in decoded], batch))
+    for chunk in decoded(stored, batch):
+        numbers += [i for i, _ in chunk]
+        parts.append(embed_images(loaded, [picture for _, picture in chunk], batch))
     kept = [part for part in parts if len(part)]
     return numbers, np.concatenate(kept) if kept else np.empty((0, 0), np.float32)
-
-
-def _decoded(numbered: tuple[int, bytes]) -> tuple[int, Image.Image | None]:
-    try:
-        return numbered[0], decode(numbered[1])
-    except BrokenPicture:
-        return numbered[0], None

@@ -22,7 +22,7 @@ from train.dist import Ranks
 from train.evaluate import evaluate
 from train.files import read_json, write_json
 from train.models.clip import with_bias
-from train.models.weights import WEIGHTS, Loaded, load
+from train.models.weights import Loaded, format_of, load
 from train.step import Run, precision_of
 
 Write = Callable[[int, Mapping[str, Any]], None]
@@ -80,7 +80,8 @@ class Finish:
         card = self.best.card
         if card is not None:
             step, figures = int(card["step"]), dict(card["figures"])
-            loaded.model.load_state_dict(load_file(self.best.folder / WEIGHTS, device=str(loaded.device)))
+            loaded.model.load_state_dict(load_file(self.best.folder / format_of(loaded.name).weights,
+                                                   device=str(loaded.device)))
             said |= {"last_step": last, "chosen_by": self.config.eval.keep_best}
         if self.config.wise_ft is not None:
             rows, chosen = self._interpolated(loaded, self.config.wise_ft)

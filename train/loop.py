@@ -11,6 +11,7 @@ import torch
 from torch.utils import deterministic
 
 from train import checkpoint
+from train.captioning import writer
 from train.config import Config
 from train.data import decontaminated, open_data
 from train.dist import Ranks, processes
@@ -88,6 +89,7 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
              skipped: Sequence[int]) -> Result:
     num_steps = config.samples_seen.steps(config.batch, order.steps_per_epoch)
     loaded = start(config, ranks.device)
+    writer(loaded, config.eval)     # as `opened`: refuses what writes no captions
     data = {**index.card, **decontaminated(config.data)}
     purpose = checkpoint.Purpose(config.identity(), loaded.digest, data)
     card = checkpoint.finished(out, purpose)

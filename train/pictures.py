@@ -8,7 +8,10 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -107,6 +110,21 @@ def decode(data: bytes, at_least: int = 0) -> Image.Image:
         return _rgb(picture)
     except (Image.DecompressionBombError, *_DATA_ERRORS) as error:
         raise BrokenPicture(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def decoded(stored: Iterator[bytes], batch: int) -> Iterator[list[tuple[int, Image.Image]]]:
+    """(number, picture) of all that decode, in order, `batch` stored ones at a time; only these are in memory."""
+    counted = enumerate(stored)
+    with ThreadPoolExecutor(2) as pool:
+        while chunk := list(islice(counted, batch)):
+            yield [(i, picture) for i, picture in pool.map(_decoded, chunk) if picture is not None]
+
+
+def _decoded(numbered: tuple[int, bytes]) -> tuple[int, Image.Image | None]:
+    try:
+        return numbered[0], decode(numbered[1])
+    except BrokenPicture:
+        return numbered[0], None
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

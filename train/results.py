@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from train.benchmarks import open_benchmark
+from train.captioning import decoding
 from train.config import Eval
 from train.data import open_data
 from train.errors import DataError
@@ -34,7 +35,8 @@ def record(loaded: Loaded, settings: Eval, figures: Mapping[str, float]) -> dict
     what = {"model": loaded.name, "checkpoint": loaded.digest, "data": dict(_data(settings)),
             "settings": {"probe": settings.probe, "probe_on_images": settings.images_train is not None,
                          "templates": _digest([TEMPLATES], TEMPLATES.parent), "precision": loaded.precision,
-                         "device": loaded.device.type}}
+                         "device": loaded.device.type,
+                         **({"decoding": decoding(settings).said} if settings.captions is not None else {})}}
     config = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -93,8 +95,9 @@ def _line(text: str) -> dict[str, Any] | None:
 
 def _data(settings: Eval) -> Iterator[tuple[str, str]]:
     """(name, digest of content) of everything that was evaluated on."""
-    if settings.retrieval is not None:
-        yield "retrieval", open_data(settings.retrieval).digest
+    for name, held_out in (("retrieval", settings.retrieval), ("captions", settings.captions)):
+        if held_out is not None:
+            yield name, open_data(held_out).digest
     if settings.images is not None:
         names = read_classes(Path(settings.images), Path(settings.classes) if settings.classes else None)
         words = json.dumps(list(names.items())).encode()

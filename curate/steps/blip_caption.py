@@ -45,17 +45,18 @@ class BlipCaption:
                  repetition_penalty: Annotated[float, Field(gt=0)] = 1.1, prompt: str = "a picture of ", seed: int = 0) -> None:
         import torch
 
-        from train.models.blip_folder import digest
+        from train.models.blip_folder import digest, load
         from train.models.captioner import Captioner
         from train.models.sampling import Decoding
 
         decoding = Decoding(candidates, top_p, beams, min_tokens, max_tokens, repetition_penalty, prompt, seed)
         self._said, self._digest = decoding.said, digest(model)
         if torch.cuda.is_available():
-            self._captioner = Captioner(model, decoding, "cuda", "bf16")
+            blip = load("BlipForConditionalGeneration", model, "cuda", "bf16")
         else:
             torch.set_num_threads(1)   # one thread a worker: the numbers must not depend on how many workers there are
-            self._captioner = Captioner(model, decoding)
+            blip = load("BlipForConditionalGeneration", model)
+        self._captioner = Captioner(blip, decoding)
 
     def __call__(self, image: list[Image], uid: list[str]) -> dict[str, list[Any]]:
         return {"synthetic_captions": self._captioner.captions(image, uid), "synthetic_model": [self._digest] * len(uid),

@@ -127,13 +127,11 @@ def judged(pool: str) -> tuple[list[Image.Image], list[str], list[str]]:
 
 def said(kind: str, loaded: Any, model: Path, images: Sequence[Image.Image]) -> list[str]:
     """One sampled caption a picture."""
-    from train.models.captioner import Captioner
-    from train.models.coca_captioner import CocaCaptioner
+    from train.models.captioner import captioner
     from train.models.sampling import Decoding
 
-    how = Decoding(prompt="", repetition_penalty=1.0)
-    captioner = Captioner(str(model), how) if kind == "blip" else CocaCaptioner(loaded, how)
-    return [texts[0] for texts in captioner.captions(images, [str(n) for n in JUDGE])]
+    writes = captioner(loaded, Decoding(prompt="", repetition_penalty=1.0))
+    return [texts[0] for texts in writes.captions(images, [str(n) for n in JUDGE])]
 
 
 def other(shown: Scene) -> Scene:

@@ -135,7 +135,7 @@ def test_a_prompt_is_not_part_of_the_caption() -> None:
 def test_what_writes_no_captions() -> None:
     with pytest.raises(ConfigError) as error:
         CocaCaptioner(load("toy-vit-32", "random"), Decoding())
-    assert str(error.value) == "toy-vit-32 writes no captions; coca_ViT-B-32 does, and BLIP models do"
+    assert str(error.value) == "toy-vit-32 writes no captions; coca_ViT-B-32 does, and a BLIP with a decoder"
     with pytest.raises(ConfigError) as error:
         CocaCaptioner(load("toy-coca-32", "random"), Decoding(beams=3))
     assert str(error.value) == "a CoCa samples its captions; beams are for BLIP"

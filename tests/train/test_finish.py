@@ -174,7 +174,7 @@ def test_figures_before_survive_a_kill(shards: str, tmp_path: Path) -> None:
     ({"wise_ft": [0, 2], "init": "x"}, "wise_ft: 2 is not a number from 0 to 1"),
     ({"wise_ft": [], "init": "x"}, "wise_ft: [] names no share from 0 to 1"),
     ({"eval": {"keep_best": "recall_at_1"}},
-     "eval: keep_best and before need something to measure: retrieval, images or benchmarks"),
+     "eval: keep_best and before need something to measure: retrieval, captions, images or benchmarks"),
     ({"eval": {"retrieval": "x", "stop_after": 2}},
      "eval: stop_after needs keep_best, the figure that stops getting better, and every"),
     ({"spike": 6}, "spike: 6 is not a map like {z: 6, window: 100}"),

@@ -25,7 +25,7 @@ def theirs(matcher: Matcher, image: int, text: str, first: int | None = None) ->
     """(probability, cosine) by BlipForImageTextRetrieval.forward, with another first token where one is given."""
     blip = matcher._blip
     given = blip.tokenizer([text], padding="max_length", truncation=True, max_length=35, return_tensors="pt")
-    pixels = blip.processor(images=[IMAGES[image]], return_tensors="pt")["pixel_values"]
+    pixels = blip.pixels(IMAGES[image])[None]
     with torch.inference_mode():
         cosine = blip.model(given["input_ids"], pixels, attention_mask=given["attention_mask"], use_itm_head=False).itm_score
         if first is not None:

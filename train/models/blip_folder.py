@@ -9,7 +9,7 @@ import hashlib
 import logging
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +46,11 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 class Blip:
     """A BLIP ready for use, on its device, in evaluation mode."""
 
+    name: str
     model: Any
     tokenizer: Any
-    processor: Any
+    pixels: Callable[[Image.Image], Tensor]
+    """a picture as the vision tower takes it, (C, H, W)"""
     device: torch.device
     precision: str
     """fp32, or bf16 for autocast; the weights themselves stay as they are"""
@@ -62,7 +64,7 @@ class Blip:
         return torch.cat(rows)
 
     def _encoded(self, chunk: Sequence[Image.Image], batch: int) -> Tensor:
-        pixels_NCHW = torch.cat([self.processor(images=[image], return_tensors="pt")["pixel_values"] for image in chunk])
+        pixels_NCHW = torch.stack([self.pixels(image) for image in chunk])
         with autocast(self.device, self.precision):
             found: Tensor = self.model.vision_model(pixel_values=padded(pixels_NCHW, batch).to(self.device)).last_hidden_state
         return found[: len(chunk)]
@@ -85,7 +87,8 @@ def load(kind: Kind, name: str, device: str | torch.device = "cpu", precision: s
     if lacking or info["mismatched_keys"]:
         raise WeightsError(f"{name}: not weights of a {kind}: "
                            + (f"it lacks {len(lacking)} tensors, first {lacking[0]}" if lacking else "tensors of other shapes"))
-    return Blip(model.to(device).eval(), tokenizer, processor, torch.device(device), precision)
+    return Blip(name, model.to(device).eval(), tokenizer,
+                lambda image: processor(images=[image], return_tensors="pt")["pixel_values"][0], torch.device(device), precision)
 
 
 def weights_file(name: str) -> Path:

@@ -1,10 +1,13 @@
 """A BLIP that says what pictures show: the sampling of `train.models.sampling` over transformers' decoder, or its beam search.
 
+`captioner` finds who writes for a model, be it this or a CoCa.
+
 What the model sees always has the same number of rows, so a row's caption depends neither on its neighbours nor on order, shards
 or workers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,24 +16,39 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from train.errors import WeightsError
-from train.models.blip_folder import load
+from train.models.blip import Blip as Model
+from train.models.blip_folder import Blip
 from train.models.clip import autocast, padded
+from train.models.coca import has_decoder
+from train.models.coca_captioner import CocaCaptioner
 from train.models.sampling import BATCH, Decoding, draw, rules, uniforms
+from train.models.weights import Loaded
+
+
+def captioner(loaded: Loaded, decoding: Decoding) -> "Captioner | CocaCaptioner":
+    """What writes captions with a model that is loaded to embed or to train; its weights are read when it writes.
+
+    Raises ConfigError where the model writes none, or not in that way, WeightsError where its texts are too short for it.
+    """
+    if not (isinstance(loaded.model, Model) and has_decoder(loaded.model)):
+        return CocaCaptioner(loaded, decoding)      # which refuses what has no decoder
+    tokens: Any = loaded.tokenizer
+    return Captioner(Blip(loaded.name, loaded.model, tokens.tokenizer, loaded.preprocess_val, loaded.device, loaded.precision),
+                     decoding)
 
 
 class Captioner:
-    """A loaded captioner. Raises WeightsError of one line where the weights are none."""
+    """Captions by a BLIP. Raises WeightsError of one line where it takes too few tokens."""
 
-    def __init__(self, name: str, decoding: Decoding, device: str = "cpu", precision: str = "fp32") -> None:
-        self._blip = load("BlipForConditionalGeneration", name, device, precision)
-        self._how = decoding
+    def __init__(self, blip: Blip, decoding: Decoding) -> None:
+        self._blip, self._how = blip, decoding
         self._batch = BATCH[self._blip.device.type]
-        config, tokenizer = self._blip.model.config.text_config, self._blip.tokenizer
+        config, tokenizer = self._blip.model.text_decoder.config, self._blip.tokenizer
         self._end, self._pad = config.sep_token_id, config.pad_token_id
         words = tokenizer(decoding.prompt.strip(), add_special_tokens=False)["input_ids"]
         self._prompt = torch.tensor([config.bos_token_id, *words], device=self._blip.device)
         if len(self._prompt) + decoding.max_tokens > config.max_position_embeddings:
-            raise WeightsError(f"{name} takes texts of {config.max_position_embeddings} tokens, too few for a prompt of "
+            raise WeightsError(f"{blip.name} takes texts of {config.max_position_embeddings} tokens, too few for a prompt of "
                                f"{len(words)} and {decoding.max_tokens} more")
         strange = {*tokenizer.all_special_ids, *range(len(tokenizer), config.vocab_size)} - {self._end}
         self._never = sorted(strange)

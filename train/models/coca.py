@@ -6,8 +6,8 @@ from torch import nn
 
 
 def has_decoder(model: Any) -> bool:
-    """Whether a model of open_clip's writes captions."""
-    return hasattr(model, "text_decoder")
+    """Whether a model writes captions: open_clip's CoCa, and BLIPs but the half that judges."""
+    return getattr(model, "text_decoder", None) is not None
 
 
 def start_decoder(model: Any) -> None:

@@ -23,7 +23,7 @@ class CocaCaptioner:
 
     def __init__(self, loaded: Loaded, decoding: Decoding) -> None:
         if not has_decoder(loaded.model):
-            raise ConfigError(f"{loaded.name} writes no captions; coca_ViT-B-32 does, and BLIP models do")
+            raise ConfigError(f"{loaded.name} writes no captions; coca_ViT-B-32 does, and a BLIP with a decoder")
         if decoding.beams:
             raise ConfigError("a CoCa samples its captions; beams are for BLIP")
         self._loaded, self._how = loaded, decoding
