@@ -10,7 +10,7 @@ from curate.errors import UserError
 from curate.keep import KEPT, evaluate
 from curate.loop_settings import LoopSettings
 from curate.measure import Shard
-from curate.pairs import left_at, write_pairs
+from curate.pairs import left_at, of_source, write_pairs
 from curate.pipeline import Pipeline
 from curate.run import Outcome
 from curate.sources.source import Source
@@ -34,7 +34,8 @@ class Judge:
         assert self.pipeline.loop is not None
         self._truth = _read_truth(self.pipeline.loop)
         self.held_out = self.store.root / "models" / f"held_out-{self.raw.data_digest(self.source)}.parquet"
-        rows = write_pairs(self.store, self.source, self.raw.columns, self.raw.chain, self.held_out, self._chosen)
+        columns = of_source(self.raw.columns)     # judged by what the web says: no choice that the model learnt judges itself
+        rows = write_pairs(self.store, self.source, columns, self.raw.chain, self.held_out, self._chosen)
         if not rows:
             raise UserError("nothing is held out: raise the share of the step 'held_out'")
 

@@ -15,8 +15,9 @@ from curate import files
 from curate.certificate import certified
 from curate.errors import RunStopped, UserError
 from curate.judge import Judge
-from curate.pairs import kept, write_pairs
+from curate.pairs import as_packed, identity, kept, write_pairs
 from curate.pipeline import Pipeline
+from curate.plan import Column
 from curate.run import Outcome
 from curate.sources.locations import parse_source
 from curate.sources.source import Source
@@ -40,9 +41,9 @@ class Round:
     weights: str
     """a tag, or a path below the run's folder"""
     trained_on: str
-    """the digest of the rows that trained these weights; empty for round 0"""
+    """the digest of the pairs that trained these weights; empty for round 0"""
     data: str
-    """the digest of the rows that these weights keep"""
+    """the digest of the pairs that these weights keep"""
     outcome: Outcome
     figures: dict[str, float]
     promoted: bool
@@ -68,7 +69,8 @@ def run_rounds(pipeline: Pipeline, store: Store, runner: Runner, trainer: Traine
         figures = judge.figures(weights, outcome)
         best = max((r.figures[pipeline.loop.figure] for r in rounds if r.promoted), default=float("-inf"))
         better = figures[pipeline.loop.figure] > best
-        rounds.append(Round(number, weights, trained_on, outcome.data_digest(source), outcome, figures, better))
+        data = _pairs(pipeline, outcome, source)[1]
+        rounds.append(Round(number, weights, trained_on, data, outcome, figures, better))
         _record(store, rounds, trainer)
         say(_line(rounds[-1]))
         if not better:
@@ -99,17 +101,23 @@ def _with_weights(stage: StepUse, weights: str) -> StepUse:
 
 def _weights(number: int, pipeline: Pipeline, rounds: list[Round], raw: Outcome, source: Source, trainer: Trainer,
              store: Store) -> tuple[str, str]:
-    """The weights of a round, trained if need be, and the digest of the rows that trained them."""
+    """The weights of a round, trained if need be, and the digest of the pairs that trained them."""
     assert pipeline.loop is not None
     if number == 0:
         return (trainer.untrained if pipeline.loop.first == "raw" else pipeline.loop.first), ""
     on_raw = number == 1 and pipeline.loop.first == "raw"
     outcome, stages = (raw, pipeline.stages[: first_of_loop(pipeline)]) if on_raw else (rounds[-1].outcome, pipeline.stages)
-    data = outcome.data_digest(source)
+    columns, data = _pairs(pipeline, outcome, source)
     pairs = store.root / "models" / f"pairs-{data}.parquet"
-    if not write_pairs(store, source, outcome.columns, outcome.chain, pairs, kept, certified(stages, source)):
+    if not write_pairs(store, source, columns, outcome.chain, pairs, kept, certified(stages, source)):
         raise RunStopped(f"round {number - 1} keeps no row, so there is nothing to train on")
     return trainer.train(pairs, data), data
+
+
+def _pairs(pipeline: Pipeline, outcome: Outcome, source: Source) -> tuple[dict[str, Column], str]:
+    """What is learnt from the rows that an outcome keeps: the columns of their table, and its digest."""
+    columns = as_packed(outcome.columns, pipeline.shards.caption)
+    return columns, identity(outcome.data_digest(source), columns)
 
 
 def _line(found: Round) -> str:

@@ -1,15 +1,15 @@
 """From tars or tables, and what scores say of their rows, to an index of pictures and captions.
 
 Rows that share a picture become one picture with several captions: rows of a table with the same (file, offset), samples of
-tars with the same `image_id` in their json, or a json with a list under `captions` or `caption`, and how often each is shown
-under `caption_probs`. Without a list the caption is the txt member, else the json's. Blank captions and a caption that stands
-twice at one picture are left out.
+tars with the same `image_id` in their json, or a json or a row with a list under `captions` or `caption`, and how often each is
+shown under `caption_probs`. Without a list the caption is the txt member, else the json's or the row's. Blank captions and a
+caption that stands twice at one picture are left out.
 """
 
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from train.index import Index as Index
 from train.rows import Rows
 from train.scores import Scores, checked_chances
 from train.tars import Sample, samples
+
+COLUMNS = ("caption", "image", "uid", "captions", "caption_probs")
+"""What is read of a table; the first two are needed."""
 
 
 def open_data(data: Data, rank: str | None = None, taught: Sequence[str] = ()) -> Index:
@@ -94,7 +97,7 @@ def _add_tar(rows: Rows, number: int, path: Path) -> None:
         txt = handle.read(sample.txt.offset, sample.txt.length).decode("utf-8", "replace") if sample.txt else None
         identity, uid = meta.get("image_id"), meta.get("uid")
         rows.add(str(identity) if identity else f"{number}:{sample.key}",
-                 (number, sample.picture.offset, sample.picture.length), *_captions(path, sample.key, txt, meta),
+                 (number, sample.picture.offset, sample.picture.length), *_captions(f"{path}: '{sample.key}.json'", txt, meta),
                  uid=None if uid is None else str(uid), everywhere=bool(identity))
 
 
@@ -112,7 +115,7 @@ def _json(path: Path, sample: Sample, raw: bytes) -> dict[str, Any]:
     return meta
 
 
-def _captions(path: Path, key: str, txt: str | None, meta: dict[str, Any]) -> tuple[list[str], list[float] | None]:
+def _captions(where: str, txt: str | None, meta: Mapping[str, Any]) -> tuple[list[str], list[float] | None]:
     """A list in the json and how often each of it is shown, else the txt, else the json's one caption."""
     listed = meta.get("captions", meta.get("caption"))
     if not isinstance(listed, list):
@@ -123,37 +126,39 @@ def _captions(path: Path, key: str, txt: str | None, meta: dict[str, Any]) -> tu
     try:
         return captions, checked_chances(meta["caption_probs"], len(captions))
     except ValueError as error:
-        raise DataError(f"{path}: '{key}.json': {error}") from None
+        raise DataError(f"{where}: {error}") from None
 
 
 def _add_tables(rows: Rows, tables: Sequence[Path], root: Path) -> list[str]:
     numbers: dict[str, int] = {}
     for path in tables:
         rows.start_file(path.name)
-        for caption, image, uid in _table_rows(path):
+        for row in _table_rows(path):
+            image, uid = row["image"], row.get("uid")
             if image is None or image["file"] is None:
                 continue
             number = numbers.setdefault(image["file"], len(numbers))
             place = (number, int(image["offset"] or 0), int(image["length"] or 0))
-            rows.add(f"{image['file']}:{place[1]}", place, [caption or ""], uid=None if uid is None else str(uid))
+            captions = _captions(f"{path}: {image['file']} at {place[1]}", row["caption"] or "", row)
+            rows.add(f"{image['file']}:{place[1]}", place, *captions, uid=None if uid is None else str(uid))
     return [str(root / file) for file in numbers]
 
 
-def _table_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """(caption, image, uid) of every row of a parquet file, batch by batch."""
+def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Every row of a parquet file, batch by batch: caption, image, and what else there is of COLUMNS."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            for name in ("caption", "image"):
+            for name in COLUMNS[:2]:
                 if name not in columns:
                     raise DataError(f"{path} has no column '{name}'{did_you_mean(name, columns)}")
-            named = ["caption", "image", *(["uid"] if "uid" in columns else [])]
+            named = [name for name in COLUMNS if name in columns]
             for batch in file.iter_batches(columns=named):
-                uids = batch["uid"].to_pylist() if "uid" in columns else [None] * len(batch)
-                yield from zip(batch["caption"].to_pylist(), batch["image"].to_pylist(), uids, strict=True)
+                for row in zip(*(batch[name].to_pylist() for name in named), strict=True):
+                    yield dict(zip(named, row, strict=True))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
 

@@ -21,7 +21,7 @@ class Data:
     shards: tuple[str, ...] = ()
     """tars as webdataset and img2dataset write them"""
     table: tuple[str, ...] = ()
-    """parquet with the columns caption and image {file, offset, length}, instead of tars"""
+    """parquet with the columns caption (maybe a list captions too) and image {file, offset, length}, instead of tars"""
     root: str = "."
     """the folder that the files of a table start from"""
     scores: tuple[str, ...] = ()

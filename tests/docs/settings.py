@@ -92,6 +92,8 @@ LOOP = """\
 
 A step with `pretrained: loop` holds the weights that the loop trains; its `first:` names those of round 0, or is `raw`: then the
 first training takes the raw pool. `held_out` and `keep: not held_out` stand before it, and only `top` decides on its columns.
+Trainings have the captions that the [shards](#shards) have, `shards: {caption: …}` and a list `captions` too, as far as they are
+there at that point of the list: the raw pool has those that stand before it. Judged is by the source's captions.
 
 ```yaml
 loop: {trainings: 2, promote_if: recall_at_10 improves}

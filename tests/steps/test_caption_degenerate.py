@@ -30,13 +30,20 @@ def run(shards: list[list[list[str | None]]], **settings: Any) -> tuple[list[lis
     ("a man with a hat with a hat with a hat", "loop"),
     ("a man in a suit and a man in a tie and a man in a hat", None),
     ("a cat and a dog and a cat and a dog and a", "repetitive"),
-    ("a picture of a dog", "prompt"), ("Picture of a dog on grass", None), ("a dog in a picture of a dog", None),
+    ("a picture of a red circle", None), ("A picture of: dogs on grass", None), ("Picture of a dog on grass", None),
+    ("a dog in a picture of a dog", None), ("a picture of", "too_short+prompt"), ("A picture of .", "too_short+prompt"),
+    ("a picture of a dog", "too_short"), ("a picture of a", "too_short"),
+    ("a picture of a picture of a red circle", "prompt"), ("a picture of dogs, a picture of cats", "prompt"),
     ("dogs in a picture of a picture of a picture of grass", "loop+prompt"),
     ("12 34 56 78 9", "garbage"), ("a dog, 3 cats", None), ("a dog on the qwertyuiopasdfghjklzxcvbnmq", "garbage"),
     ("a dog [UNK] the grass", "garbage"), ("a dog ##s the grass", "garbage"), ("ein Hund läuft über Straßen", None),
     ("собака на пляже", None), ("a state-of-the-art well-thought-out kitchen", None)])
 def test_faults(text: str, fault: str | None) -> None:
     assert run([[[text]]], prompt="a picture of ")[0] == [[fault]]
+
+
+def test_without_a_prompt_no_words_are_one() -> None:
+    assert run([[["a picture of", "a picture of a picture of"]]])[0] == [[None, None]]
 
 
 def test_nothing_made_is_a_fault_and_no_candidates_are_none() -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.train.toys import caption, encoded, img2dataset_shard, pairs, scene, shard, table, write_tar
@@ -37,6 +39,21 @@ def test_a_table(tmp_path: Path) -> None:
     assert content(index) == [(encoded(scene(0)), [caption(0)]), (encoded(scene(1)), ["one", "two", "three"]),
                               (encoded(scene(3)), [caption(3)])]
     assert (index.num_captions, index.num_blank) == (5, 2)
+
+
+def test_a_list_of_captions_in_a_table(tmp_path: Path) -> None:
+    """As in a json: the list where there is one, empty too, else the caption."""
+    rows = pq.read_table(table(tmp_path, range(4))).to_pylist()
+    lists: list[dict[str, object]] = [{"captions": ["a", "b"], "caption_probs": [3, 1]}, {"captions": []}, {"captions": None},
+                                      {"captions": ["c", None, "c"]}]
+    pq.write_table(pa.Table.from_pylist([row | more for row, more in zip(rows, lists, strict=True)]), tmp_path / "t.parquet")
+    index = open_data(Data(table=(str(tmp_path / "t.parquet"),), root=str(tmp_path)))
+    assert content(index) == [(encoded(scene(0)), ["a", "b"]), (encoded(scene(2)), [caption(2)]), (encoded(scene(3)), ["c"])]
+    assert index.chance is not None and index.chance.tolist() == [0.75, 0.25, 1, 1]
+    wrong = [row | {"captions": ["a", "b"], "caption_probs": [1]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(wrong), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: images/toy/00000\.tar at 512: "):
+        open_data(Data(table=(str(tmp_path / "t.parquet"),), root=str(tmp_path)))
 
 
 def test_a_list_of_captions_in_the_json(tmp_path: Path) -> None:
@@ -115,9 +132,6 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_table_without_its_columns(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"captions": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(DataError) as error:
         open_data(Data(table=(str(tmp_path / "t.parquet"),)))
