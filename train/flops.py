@@ -43,12 +43,14 @@ COSTS: dict[tuple[object, ...], Cost | None] = {}
 def cost(objective: nn.Module, size_px: int, context: int, *, checkpointed: bool) -> Cost | None:
     """What a pair costs in training, pictures of `size_px` a side and `context` tokens.
 
-    None where that cannot be told without numbers, because the loss draws rows by them. `checkpointed` says whether activations
-    are computed twice: then the operations are still those of the model, and the memory is what the checkpoints leave.
+    Where numbers choose rows (`train.chosen`) all are counted: captions without padding, and for each pair of BLIP's both wrong
+    ones, which is the most that a pair can cost. None for a model that looks at numbers otherwise. `checkpointed` says whether
+    activations are computed twice: then the operations are still those of the model, and the memory is what the checkpoints
+    leave.
     """
     what = tuple((name, p.shape, p.requires_grad) for name, p in objective.named_parameters())
     drops = tuple(getattr(m, "prob", 0.0) for m in objective.modules() if type(m).__name__ == "PatchDropout")
-    key = (type(objective), what, drops, size_px, context, checkpointed)
+    key = (type(objective), getattr(objective, "num_given", 1), what, drops, size_px, context, checkpointed)
     if key not in COSTS:
         COSTS[key] = _counted(objective, size_px, context, checkpointed)
     return COSTS[key]

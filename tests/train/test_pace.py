@@ -10,7 +10,10 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from tests.train.blip_toys import TOY
 from tests.train.toys import config, logged, shard
 from train import flops, pace
 from train.errors import ConfigError
@@ -18,7 +21,7 @@ from train.flops import Cost, cost, measured_peak, peak_flops
 from train.log import Log
 from train.loop import train
 from train.models.weights import load
-from train.objectives import make_objective
+from train.objectives import Objective, make_objective
 from train.pace import Arithmetic, Clock
 from train.sinks import points
 
@@ -71,6 +74,36 @@ def test_operations_of_a_published_model() -> None:
     assert found.backward == pytest.approx(2 * found.forward, rel=0.02)
     fewer = cost(objective, 224, 77, checkpointed=True)
     assert fewer is not None and fewer.forward == found.forward
+
+
+def real(objective: Objective, *rows: torch.Tensor) -> Cost:
+    """What a pair of a real step costs, with attention as products of matrices: torch counts no others on a CPU."""
+    saved: dict[int, int] = {}
+    with sdpa_kernel(SDPBackend.MATH):
+        with flops._counting_saved(objective, saved), FlopCounterMode(display=False) as forward:
+            found = objective(*rows)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.backward([part.sum() for part in flops._tensors(found) if part.requires_grad])
+    return Cost(*(total / len(rows[0]) for total in (forward.get_total_flops(), backward.get_total_flops(), sum(saved.values()))))
+
+
+WRITERS = [(TOY, "blip", {}), (TOY, "blip", {"momentum": 0.9, "queue": 4}), (TOY, "blip_filter", {}), (TOY, "blip_captioner", {}),
+           (TOY, "blip_captioner", {"prompt": "a very long photo of "}), ("toy-coca-32", "coca", {})]
+
+
+@pytest.mark.parametrize(("model", "loss", "more"), WRITERS)
+def test_where_numbers_choose_rows_the_longest_captions_are_counted(model: str, loss: str, more: dict[str, Any]) -> None:
+    """To the operation those of a real step on captions without padding, each with both wrong pairs; shorter ones cost less."""
+    loaded = load(model, "random:0")
+    objective = make_objective(loaded, config(data="x", model=model, loss=loss, **more)).train()
+    found = cost(objective, 32, 12, checkpointed=False)
+    assert found is not None
+    pixels, pictures = torch.zeros(2, 3, 32, 32), torch.arange(2)
+    longest = real(objective, pixels, torch.full((2, 12), 7), pictures)
+    assert (found.forward, found.backward) == (longest.forward, longest.backward)
+    assert found.saved_bytes == pytest.approx(longest.saved_bytes, rel=1e-3)
+    shorter = real(objective, pixels, loaded.tokenizer(["a red dog", "a cat"]), pictures)
+    assert all(0 < least < most for least, most in zip(shorter, found, strict=True))
 
 
 def test_the_original_is_left_alone() -> None:
@@ -130,8 +163,9 @@ def test_waiting_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(0, 0.25), (1, 0.25), (2, 0.25)]
 
 
-def test_a_log_line(shards: str, tmp_path: Path) -> None:
-    train(config(data=shards, model="toy-vit-32", micro_batch=4), tmp_path)
+@pytest.mark.parametrize(("model", "loss"), [("toy-vit-32", "clip"), (TOY, "blip")])
+def test_a_log_line(model: str, loss: str, shards: str, tmp_path: Path) -> None:
+    train(config(data=shards, model=model, loss=loss, micro_batch=4), tmp_path)
     for line in logged(tmp_path)[:3]:
         assert 0 < line["mfu"] < line["hfu"] and 0 <= line["data_wait"] <= 1 and line["broken_pictures"] == 0
 

@@ -10,6 +10,7 @@ import torch
 from open_clip.transformer import PatchDropout
 from torch import Tensor
 
+from tests.train.blip_toys import TOY
 from tests.train.halves import gradients, loss_of, slices
 from tests.train.toys import config, logged, shard
 from train.caching import Embedded, cached_backward
@@ -176,6 +177,16 @@ def test_on_a_cpu_the_settings_decide(shards: str, tmp_path: Path) -> None:
     train(config(**settings, micro_batch=12), tmp_path / "twelve")
     assert losses(tmp_path / "parts") == losses(tmp_path / "twelve") != losses(tmp_path / "all")
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "all"), rel=1e-3)
+
+
+@pytest.mark.parametrize(("model", "loss", "memory_mb"), [(TOY, "blip", 6), ("toy-coca-32", "coca", 40)])
+def test_what_writes_captions_is_fitted_too(model: str, loss: str, memory_mb: int, shards: str, tmp_path: Path) -> None:
+    """Into two parts here."""
+    settings = {"data": shards, "model": model, "loss": loss, "batch": 24}
+    train(config(**settings, micro_batch="auto"), tmp_path / "all")
+    train(config(**settings, micro_batch="auto", memory_mb=memory_mb), tmp_path / "parts")
+    train(config(**settings, micro_batch=12), tmp_path / "twelve")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "twelve") != losses(tmp_path / "all")
 
 
 def test_what_cannot_be_told_needs_a_number() -> None:

@@ -18,6 +18,7 @@ from transformers import BlipConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
+from train.chosen import chosen
 from train.errors import WeightsError
 
 LOG_SCALE = math.log(1 / 0.07)
@@ -91,12 +92,13 @@ class Blip(nn.Module):
         decoder = _there(self.text_decoder, "decoder")
         states_NLD = decoder.bert(input_ids=_led_by(self.dec_id, tokens_NL), attention_mask=self._mask(tokens_NL),
                                   encoder_hidden_states=patches_NSD, is_decoder=True).last_hidden_state
-        asked_NL = tokens_NL[:, 1:] != self.pad_id
-        asked_NL[:, : num_given - 1] = False
-        return decoder.cls(states_NLD[:, :-1][asked_NL]), tokens_NL[:, 1:][asked_NL]
+        words_NL = tokens_NL[:, num_given:]
+        asked_NL = words_NL != self.pad_id
+        return decoder.cls(chosen(states_NLD[:, num_given - 1 : -1], asked_NL)), chosen(words_NL, asked_NL)
 
-    def _mask(self, tokens_NL: Tensor) -> Tensor:
-        return (tokens_NL != self.pad_id).long()
+    def _mask(self, tokens_NL: Tensor) -> Tensor | None:
+        """Of what is no padding; None on the meta device, where transformers could not look whether there is any."""
+        return None if tokens_NL.is_meta else (tokens_NL != self.pad_id).long()
 
 
 def _tie(decoder: Any, encoder: Any | None) -> None:

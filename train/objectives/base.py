@@ -22,6 +22,9 @@ class Objective(nn.Module):
     own_parts: tuple[str, ...] = ()
     """names of the own parts, in the order of `Embedded.own_P`; the log shows them"""
 
+    num_given: int = 1
+    """tokens that a caption to write begins with and nobody asks for"""
+
     steps_per_epoch: int = 1
     """known once it is made (`make_objective`)"""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from train.caching import Embedded
+from train.chosen import chosen, longest
 from train.config import Config
 from train.dist import Ranks
 from train.errors import ConfigError
@@ -68,12 +69,10 @@ class Blip(Clip):
 
     def _matching(self, patches_NSD: Tensor, tokens_NL: Tensor, logits_NN: Tensor, pictures_N: Tensor) -> Tensor:
         """Each pair, its picture with a wrong text and its text with a wrong picture, judged in one pass."""
-        with torch.autocast(logits_NN.device.type, enabled=False):
-            texts_N, images_N = wrong_partners(logits_NN, pictures_N), wrong_partners(logits_NN.T, pictures_N)
+        texts_N, images_N = wrong_partners(logits_NN, pictures_N), wrong_partners(logits_NN.T, pictures_N)
         own_N = torch.arange(len(tokens_NL), device=tokens_NL.device)
-        pair_N = texts_N != NONE
-        images = torch.cat([own_N, own_N[pair_N], images_N[pair_N]])
-        texts = torch.cat([own_N, texts_N[pair_N], own_N[pair_N]])
+        own_K, texts_K, images_K = (chosen(rows_N, texts_N != NONE) for rows_N in (own_N, texts_N, images_N))
+        images, texts = torch.cat([own_N, own_K, images_K]), torch.cat([own_N, texts_K, own_K])
         logits_P2 = single(self.model.judge(patches_NSD[images], tokens_NL[texts]))
         return itm_loss(logits_P2[: len(own_N)], logits_P2[len(own_N) :])
 
@@ -82,7 +81,7 @@ class Blip(Clip):
         return lm_loss(single(logits_TV), words_T)
 
     def _cut(self, tokens_NL: Tensor) -> Tensor:
-        return tokens_NL[:, : int((tokens_NL != self.model.pad_id).sum(dim=1).max())]
+        return tokens_NL[:, : longest(tokens_NL, self.model.pad_id)]
 
 
 class BlipFilter(Blip):
@@ -100,13 +99,14 @@ class BlipCaptioner(Blip):
         super().__init__(loaded, config)
         tokens: Any = loaded.tokenizer
         self._prompt: list[int] = tokens.words(config.prompt)
+        self.num_given = 1 + len(self._prompt)
 
     def forward(self, pixels_NCHW: Tensor, tokens_NL: Tensor, pictures_N: Tensor) -> Embedded:
         """The loss of the captions' words; in the place of embeddings there is nothing."""
         patches_NSD, tokens_NL = self.model.patches(pixels_NCHW), self._cut(tokens_NL)
         prompt_NL = tokens_NL.new_tensor(self._prompt).expand(len(tokens_NL), -1)
         logits_TV, words_T = self.model.next_words(patches_NSD, torch.cat([tokens_NL[:, :1], prompt_NL, tokens_NL[:, 1:]], dim=1),
-                                                   num_given=1 + len(self._prompt))
+                                                   num_given=self.num_given)
         nothing = patches_NSD.new_zeros(len(patches_NSD), 0)
         return Embedded(nothing, nothing, self.model.logit_scale.exp(), own_P=lm_loss(single(logits_TV), words_T)[None])
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from train.caching import Embedded
+from train.chosen import longest
 from train.config import Config
 from train.errors import ConfigError
 from train.losses import caption_loss
@@ -32,8 +33,8 @@ class Coca(Clip):
         """
         image_ND, image_tokens = self.model._encode_image(pixels_NCHW)
         text_ND, embedded_NLD = self.model._encode_text(tokens_NL)
-        longest = int((tokens_NL != self.model.pad_id).nonzero()[:, 1].max()) + 1    # a `!` has the padding's number
-        logits_NLV = self.model.text_decoder(image_tokens, embedded_NLD[:, : longest - 1])
-        found = caption_loss(single(logits_NLV), tokens_NL[:, 1:longest], self.model.pad_id)
+        end = longest(tokens_NL, self.model.pad_id)     # a `!` has the padding's number
+        logits_NLV = self.model.text_decoder(image_tokens, embedded_NLD[:, : end - 1])
+        found = caption_loss(single(logits_NLV), tokens_NL[:, 1:end], self.model.pad_id)
         return Embedded(image_ND, text_ND, self.model.logit_scale.exp(), self.model.logit_bias,
                         torch.stack([self._weight * found]))
