@@ -86,11 +86,13 @@ def shard(source: Annotated[str, typer.Argument(metavar="RUN|TARS|IMAGES", help=
           where: Annotated[str | None, typer.Option("--where", metavar="EXPRESSION", help="Only rows that pass.")] = None,
           rows: Annotated[int, typer.Option("--rows", min=1, help="Rows a shard.")] = 10_000,
           dropped_too: Annotated[bool, typer.Option("--dropped-too", help="Also rows that the run did not keep.")] = False,
+          vectors: Annotated[list[str], typer.Option("--vectors", metavar="COLUMN",
+                                                     help="Embeddings for the tables beside the tars.")] = [],  # noqa: B006
           workers: Workers = None) -> None:
     """Build shards from a run, tars or a folder of images, all of it or a chosen part."""
     from curate.reshard import reshard
 
-    for line in reshard(source, out, uids=uids, where=where, rows=rows, dropped_too=dropped_too,
+    for line in reshard(source, out, uids=uids, where=where, rows=rows, dropped_too=dropped_too, vectors=vectors,
                         workers=_workers(workers), attempt=secrets.token_hex(4)):
         print(line)
 

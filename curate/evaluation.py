@@ -54,14 +54,25 @@ def _taught(checkpoint: str, model: str | None) -> dict[str, str]:
 def _loaded(checkpoint: str, model: str | None) -> Any:
     from train.models.weights import load
 
-    name = model or _card(checkpoint).get("model")
+    card = _card(checkpoint)
+    name = model or card.get("model")
     if name is None:
         raise UserError(f"{checkpoint} does not say which model it is; name it with --model")
     return load(name, checkpoint)
 
 
 def _card(checkpoint: str) -> Mapping[str, Any]:
-    """What train.json says of a checkpoint of ours; nothing of anybody else's."""
+    """What train.json says of a checkpoint of ours; nothing of anybody else's. Raises UserError, or DataError of `train`, where
+    it is not what a training writes."""
+    from train.data import checked_entries
     from train.models.weights import CARD
 
-    return dict(files.read_json(Path(checkpoint) / CARD, {})) if Path(checkpoint).is_dir() else {}
+    path = Path(checkpoint) / CARD
+    try:
+        card = files.read_json(path) if path.is_file() else {}
+    except ValueError:
+        card = None
+    if not isinstance(card, dict) or not isinstance(card.get("data", {}), dict):
+        raise UserError(f"{path}: not what a training writes")
+    checked_entries(path, card.get("data", {}).get("decontaminated", []))
+    return card

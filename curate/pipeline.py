@@ -134,16 +134,20 @@ def _shard_settings(value: Any, where: str, columns: Mapping[str, pa.DataType]) 
                 hint = did_you_mean(number, texts) if isinstance(number, str) else ""
                 raise UserError(f"shards.caption: {number!r} is not a column of texts{hint}", where)
         elif key == "vectors":
-            there = [name for name, kind in columns.items() if kind == vector]
             if not isinstance(number, list):
                 raise UserError(f"shards.vectors: {number!r} is not a list of columns of embeddings", where)
-            for name in number:
-                if name not in there:
-                    hint = did_you_mean(str(name), there)
-                    raise UserError(f"shards.vectors: {name!r} is not a column of embeddings{hint}", where)
+            check_vectors("shards.vectors", number, columns, where)
         elif not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise UserError(f"shards.{key}: {number!r} is not a whole number of 1 or more", where)
     return ShardSettings(**{**value, "vectors": tuple(value.get("vectors", ()))})
+
+
+def check_vectors(what: str, names: Sequence[Any], columns: Mapping[str, pa.DataType], where: str = "") -> None:
+    """Raises UserError for the first of these names, which stand under `what`, that is no column of embeddings."""
+    there = [name for name, kind in columns.items() if kind == vector]
+    for name in names:
+        if name not in there:
+            raise UserError(f"{what}: {name!r} is not a column of embeddings{did_you_mean(str(name), there)}", where)
 
 
 def _with_caption(settings: ShardSettings, columns: Mapping[str, pa.DataType], done: tuple[Stage, ...]) -> ShardSettings:

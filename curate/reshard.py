@@ -22,7 +22,7 @@ from curate.errors import UserError, did_you_mean
 from curate.folder import Folder
 from curate.keep import Keep, parse
 from curate.measure import Shard, decide
-from curate.pipeline import OWN_COLUMNS, ShardSettings
+from curate.pipeline import OWN_COLUMNS, ShardSettings, check_vectors
 from curate.plan import BoundKeep, Column
 from curate.schedule import Tasks, drain
 from curate.shards import NUMBERED, UID_BYTES, UID_PAIR, plan_blocks, uid_bytes, write_manifest
@@ -61,8 +61,8 @@ class Choice:
 
 
 def reshard(source: str, out: Path, *, uids: Path | None, where: str | None, rows: int, dropped_too: bool, workers: int,
-            attempt: str) -> Iterator[str]:
-    """Write the chosen rows of `source` as shards into `out`; lines that say what came out."""
+            attempt: str, vectors: Sequence[str] = ()) -> Iterator[str]:
+    """Write the chosen rows of `source` as shards into `out`, these embeddings in their tables; lines that say what came out."""
     wanted = read_uids(uids) if uids else None
     is_run = (Path(source) / "run.json").exists()
     if dropped_too and not is_run:
@@ -71,9 +71,12 @@ def reshard(source: str, out: Path, *, uids: Path | None, where: str | None, row
     with _held(out):
         given = _of_run(Path(source), dropped_too, attempt) if is_run else rows_of_files(source, out / WORK, attempt)
         _refuse_itself(given.source, out)
-        keep = parse(where, {n: c.type for n, c in given.columns.items() if not pa.types.is_nested(c.type)}) if where else None
+        types = {n: c.type for n, c in given.columns.items()}
+        check_vectors("--vectors", vectors, types)
+        keep = parse(where, {n: t for n, t in types.items() if not pa.types.is_nested(t)}) if where else None
+        settings = ShardSettings(rows=rows, caption=given.caption, vectors=tuple(vectors))
         with given.store.lock() if is_run else nullcontext():
-            manifest = _pack(given, Choice(wanted, keep), rows, out, workers)
+            manifest = _pack(given, Choice(wanted, keep), settings, out, workers)
     yield f"{manifest['rows']:,} of {given.source.num_rows:,} rows in {len(manifest['shards'])} shards: {out}"
     if given.source.num_repeated:
         yield f"{given.source.num_repeated:,} rows are left out because an earlier row has the same uid"
@@ -111,14 +114,13 @@ def _is_ours(out: Path) -> bool:
     return (out / WORK).exists() or (isinstance(manifest, dict) and "layout" in manifest)
 
 
-def _pack(given: Rows, choice: Choice, rows: int, out: Path, workers: int) -> dict[str, Any]:
+def _pack(given: Rows, choice: Choice, settings: ShardSettings, out: Path, workers: int) -> dict[str, Any]:
     from curate.local import make_pool
 
     chosen = f".shard.{given.store.attempt}{files.TEMPORARY}"     # swept with all temporary files if this is killed
     try:
         for number in range(given.source.num_shards):
             choose(given, choice, number, chosen)
-        settings = ShardSettings(rows=rows, caption=given.caption)
         blocks = plan_blocks(given.store, given.source, chosen, given.columns, settings, out)
         tasks = Tasks([(Task("pack", block, shard=block.index), []) for block in blocks])
         pool = make_pool(given.store.root, given.store.attempt, min(workers, len(blocks)) if len(blocks) > 1 else 0)

@@ -22,8 +22,13 @@ from curate.shards import verify
 from curate.takedown.command import takedown
 from tests.running import run_here, write_pipeline
 from tests.sources import write_tar
-from train.config import Data
+from tests.train.toys import SMALL
+from tests.train.toys import shard as write_shard
+from tests.train.toys import table as write_table
+from train.config import Data, from_mapping
 from train.data import decontaminated
+from train.errors import DataError
+from train.loop import train
 
 Entries = list[dict[str, Any]]
 
@@ -150,7 +155,27 @@ def test_a_foreign_tar_beside_certified_ones_is_not_trained_on_as_one(here: Path
     foreign(shards)
     assert decontaminated(Data(shards=(f"{shards}/*.tar",))) == {}
     (shards / "manifest.json").write_text(json.dumps({"decontaminated": "yes", "shards": 3}))
-    assert decontaminated(Data(shards=(f"{shards}/00000.tar",))) == {}
+    assert decontaminated(Data(shards=(f"{shards}/00000.tar",))) == {}, "it names no tar"
+
+
+NO_ENTRIES = ('"yes"', "true", "null", '{"coco": 1}', '["coco"]', '[{"benchmark": "coco"}]', '[{"benchmark": 1, "digest": []}]')
+
+
+@pytest.mark.parametrize("said", [*NO_ENTRIES, "no json", "[" * 100_000])
+def test_a_table_that_says_something_else_is_refused_by_name(tmp_path: Path, said: str) -> None:
+    table = pq.read_table(write_table(tmp_path, range(8)))
+    pq.write_table(table.replace_schema_metadata({"decontaminated": said}), tmp_path / "pairs.parquet")
+    data = {"table": str(tmp_path / "pairs.parquet"), "root": str(tmp_path)}
+    with pytest.raises(DataError, match=f"^{data['table']}: 'decontaminated' is no list of maps, each with a benchmark"):
+        train(from_mapping({**SMALL, "data": data}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("said", NO_ENTRIES)
+def test_a_manifest_that_says_something_else_is_refused_by_name(tmp_path: Path, said: str) -> None:
+    write_shard(tmp_path / "0.tar", range(2))
+    (tmp_path / "manifest.json").write_text(f'{{"shards": [{{"file": "0.tar"}}], "decontaminated": {said}}}')
+    with pytest.raises(DataError, match=f"^{tmp_path}/manifest.json: 'decontaminated' is no list of maps"):
+        decontaminated(Data(shards=(str(tmp_path / "0.tar"),)))
 
 
 def test_a_publication_of_the_table_alone_says_it(here: Path) -> None:

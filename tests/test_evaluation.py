@@ -1,6 +1,7 @@
 """`curate evaluate` and `curate export`: what they print, what they leave, what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,30 @@ def test_figures_and_what_is_not_known_of_the_data(checkpoint: Path, tmp_path: P
     assert str(tmp_path / "0.tar") in said.err
 
 
-def test_a_checkpoint_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It has no card: nothing is known of its data."""
+NO_LIST = "'decontaminated' is no list of maps, each with a benchmark and its digest"
+
+
+@pytest.mark.parametrize(("said", "message"), [
+    ('{"model": "toy-vit-32", "data": {"decontaminated": [1]}}', NO_LIST),
+    ('{"model": "toy-vit-32", "data": {"decontaminated": "coco"}}', NO_LIST),
+    ('{"model": "toy-vit-32", "data": "pool.parquet"}', "not what a training writes"),
+    ("[]", "not what a training writes"), ("no json", "not what a training writes")])
+def test_a_card_that_no_training_wrote_is_one_line_before_anything_is_measured(
+        said: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / CARD).write_text(said)
+    shard(tmp_path / "0.tar", range(3))
+    for model in ((), ("--model", "toy-vit-32")):
+        assert curate("evaluate", folder, "--retrieval", tmp_path / "0.tar", "--results", tmp_path / "r", *model) == 2
+        assert capsys.readouterr() == ("", f"{folder / CARD}: {message}\n")
+    assert not (tmp_path / "r").exists()
+
+
+def test_weights_in_a_file_have_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(load("toy-vit-32", "random").model.state_dict(), tmp_path / "weights.pt")
-    tar = shard(tmp_path / "0.tar", range(3))
-    assert curate("evaluate", tmp_path / "weights.pt", "--model", "toy-vit-32", "--retrieval", tar) == 0
-    assert str(tar) in capsys.readouterr().err
+    shard(tmp_path / "0.tar", range(3))
+    assert curate("evaluate", tmp_path / "weights.pt", "--retrieval", tmp_path / "0.tar", "--model", "toy-vit-32") == 0
+    assert capsys.readouterr().err.startswith("nothing says that the training data was checked")
 
 
 def test_results_are_appended_and_stand_side_by_side(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

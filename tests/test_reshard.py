@@ -208,6 +208,24 @@ def test_a_run_packs_the_same_bytes_as_its_own_shards(here: Path, tars: str, cap
     assert tree(here / "out", "") == tree(here / "run" / "shards", "")
 
 
+def test_a_run_s_embeddings_go_along_where_they_are_named(here: Path, tars: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same bytes as the run's own shards with them; none without being named."""
+    (here / "steps.py").write_text("import numpy as np\nfrom curate.step import step, vector\n\n\n"
+                                   "@step(adds={'one_emb': vector, 'two_emb': vector})\n"
+                                   "def embed(width: list[int]):\n    return {'one_emb': [np.full(4, w) for w in width], "
+                                   "'two_emb': [np.full(2, w) for w in width]}\n")
+    after = "shards: {rows: 5, vectors: [one_emb, two_emb]}\n"
+    source = "source: {shards: tars/*.tar, uid: uid}\n"
+    run_here(write_pipeline(here, "./steps.py:embed", "keep: width < 108", source=source, after=after), here / "run")
+    shard("run", "--out", "out", "--rows", "5", "--vectors", "one_emb", "--vectors", "two_emb", capsys=capsys)
+    assert tree(here / "out", "") == tree(here / "run" / "shards", "")
+    assert pq.read_table("out/00000.parquet")["one_emb"][0].as_py() == [100] * 4
+    shard("run", "--out", "plain", capsys=capsys)
+    assert not {"one_emb", "two_emb"} & set(pq.read_schema("plain/00000.parquet").names)
+    assert refused("run", "--vectors", "one_em", "--out", "no", capsys=capsys) == (
+        "--vectors: 'one_em' is not a column of embeddings; did you mean 'one_emb'?")
+
+
 def test_what_a_killed_attempt_left_is_no_hindrance(here: Path, tars: str, capsys: pytest.CaptureFixture[str]) -> None:
     shard(tars, "--out", "clean", "--rows", "4", capsys=capsys)
     shutil.copytree("clean", "out")
@@ -247,6 +265,7 @@ MISTAKES = [
     ("tars --rows 0", "Invalid value for '--rows': Input should be greater than or equal to 1; see --help"),
     ("tars --dropped-too", "--dropped-too: tars is no run, nothing was dropped from it"),
     ("run --where widht>3", "no column 'widht'; did you mean 'width'?"),
+    ("run --vectors width", "--vectors: 'width' is not a column of embeddings"),
     ("captions", "captions has no images to put into shards"),
 ]
 

@@ -61,7 +61,7 @@ def _source(data: Data, rank: str | None, taught: Sequence[str], salt: str) -> I
 
 def decontaminated(data: Data) -> dict[str, Any]:
     """{"decontaminated": what the manifests beside all of the tars, and all tables of pairs, say of benchmarks}; nothing where
-    they say nothing, or do not know one of the tars."""
+    they say nothing, or do not know one of the tars. Raises DataError where one says what nobody could read."""
     paths = [path for part in data.parts for path in matches(part.shards)]
     said = [_manifest_entries(folder, {path.name for path in paths if path.parent == folder})
             for folder in sorted({path.parent for path in paths})]
@@ -70,23 +70,30 @@ def decontaminated(data: Data) -> dict[str, Any]:
     return {"decontaminated": common} if common else {}
 
 
-def _table_entries(path: Path) -> list[Any]:
+def checked_entries(path: Path, found: Any) -> list[dict[str, Any]]:
+    """What a file says under `decontaminated`: maps, each with a benchmark and its digest. Raises DataError for anything else."""
+    named = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    if found != named or not all(isinstance(entry.get(name), str) for entry in named for name in ("benchmark", "digest")):
+        raise DataError(f"{path}: 'decontaminated' is no list of maps, each with a benchmark and its digest")
+    return named
+
+
+def _table_entries(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        found = json.loads((pq.read_metadata(path).metadata or {}).get(b"decontaminated", b"[]"))
-    except (ValueError, OSError):
-        return []       # somebody else's
-    return found if isinstance(found, list) else []
+        return checked_entries(path, json.loads((pq.read_metadata(path).metadata or {}).get(b"decontaminated", b"[]")))
+    except (ValueError, RecursionError):
+        return checked_entries(path, None)
 
 
-def _manifest_entries(folder: Path, names: set[str]) -> list[Any]:
+def _manifest_entries(folder: Path, names: set[str]) -> list[dict[str, Any]]:
     try:
         manifest = read_json(folder / "manifest.json") or {}
         listed = {entry["file"] for entry in manifest["shards"]}
-        return list(manifest["decontaminated"]) if names <= listed else []
     except (ValueError, TypeError, LookupError):
         return []       # none, or somebody else's
+    return checked_entries(folder / "manifest.json", manifest.get("decontaminated", [])) if names <= listed else []
 
 
 def _add_tar(rows: Rows, number: int, path: Path) -> None:

@@ -206,8 +206,9 @@ def _near(name: str, known: list[str]) -> str:
 
 def _check_name(folder: Path, model: str) -> None:
     card = read_json(folder / CARD)
-    if card is not None and card["model"] != model:
-        raise WeightsError(f"{folder} is a {card['model']}, not a {model}")
+    found = (card or {}).get("model", model)
+    if found != model:
+        raise WeightsError(f"{folder} is a {found}, not a {model}")
 
 
 @contextmanager
