@@ -1,4 +1,4 @@
-"""The executor on Ray: the only file that knows it.
+"""The executor on Ray; beside `ray_train` the only file that knows it.
 
 Segments, barriers and packing are tasks; steps that hold a model are actors, so the model is built once; fetching is one
 asynchronous actor. Everything asks for a fraction of a CPU, and long-lived actors for a small one: with two CPUs, actors that
@@ -92,7 +92,7 @@ class RayPool:
 
     def __init__(self, root: Path, attempt: str, workers: int, on: str) -> None:
         self._place = root.resolve(), attempt
-        _connect(on, workers)
+        connect(on, workers)
         self._workers = workers if on == "ray" else max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._task = ray.remote(_run).options(num_cpus=TASK_CPUS, max_retries=STRIKES - 1)
         self._models: list[_Model] = []
@@ -181,7 +181,7 @@ class RayPool:
         return made.remote(*self._place)
 
 
-def _connect(on: str, workers: int) -> None:
+def connect(on: str, workers: int) -> None:
     """Start a Ray of our own, or join one. Raises UserError where there is none."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     on_term = signal.getsignal(signal.SIGTERM)

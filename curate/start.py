@@ -2,10 +2,11 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from curate import files, progress, recaptioned
 from curate.errors import UserError
@@ -20,7 +21,7 @@ from curate.scorers import warnings
 from curate.stages import StepUse
 from curate.store import Store
 from curate.tombstones import refuse_unfinished
-from curate.training import Trainer
+from curate.training import Trainer, Training, in_a_process
 from curate.weights import WeightsIds
 from curate.work import Pool
 
@@ -33,7 +34,7 @@ def start(file: Path, out: Path, *, on: str, workers: int, limit: int | None, un
     if part is not None and pipeline.loop is not None:
         raise UserError("--part shares out shards, but the rounds of a loop need them all; run the loop without --part")
     store = Store(out, attempt)
-    trainer = trainer_of(pipeline, store)
+    trainer = trainer_of(pipeline, store, _training(on, store, workers))
     for line in warnings(pipeline):
         print(line, file=sys.stderr)
     with store.lock(f"{part[0]}/{part[1]}" if part else ""), ended_by_sigterm(), _swept(store):
@@ -131,10 +132,11 @@ def _swept(store: Store) -> Iterator[None]:
         files.sweep(store.root, store.attempt)
 
 
-def trainer_of(pipeline: Pipeline, store: Store) -> Trainer | None:
+def trainer_of(pipeline: Pipeline, store: Store, training: Training = in_a_process) -> Trainer | None:
+    """What trains for this pipeline, or None; its settings checked together with the steps that it rests on."""
     if pipeline.train is None:
         return None
-    trainer = Trainer(store, pipeline.train, pipeline.loop.model if pipeline.loop else "", pipeline.where("train"))
+    trainer = Trainer(store, pipeline.train, pipeline.loop.model if pipeline.loop else "", pipeline.where("train"), training)
     teacher = trainer.config.distill
     if teacher is not None and pipeline.loop is not None:
         raise UserError("train.distill: a loop's rounds train on pairs, which have no embeddings; train without 'loop:'",
@@ -167,6 +169,21 @@ def _said(out: Path, session: Session, outcome: Outcome) -> Iterator[str]:
 def _check_on(on: str) -> None:
     if on not in ("local", "ray") and not on.startswith("ray://"):
         raise UserError(f"--on {on}: there is local, ray and ray://HOST:PORT")
+
+
+def _training(on: str, store: Store, workers: int) -> Training:
+    """Where trainings run: where the executor does. One process on this machine alone needs no Ray, and begins at once."""
+    if on == "local" or workers == 0:
+        return in_a_process
+
+    def on_ray(settings: Mapping[str, Any], out: Path) -> str:
+        if on == "ray" and settings["processes"] == 1:
+            return in_a_process(settings, out)
+        from curate.ray_train import RayTraining
+
+        return RayTraining(store, on, workers)(settings, out)
+
+    return on_ray
 
 
 def _pool(on: str, root: Path, attempt: str, workers: int) -> Pool:

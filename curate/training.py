@@ -1,5 +1,7 @@
 """Training and judging of models, each in a process of its own with fixed threads, through the `train` package.
 
+Where a training runs is handed in: in a fresh process of this machine, or on the nodes of a cluster (`ray_train`).
+
 A training's folder is named by what it depends on, so a loop that is run again finds its models. A process that is killed leaves
 checkpoints; the next one goes on from them.
 """
@@ -15,12 +17,24 @@ from curate.errors import RunStopped, UserError
 from curate.store import Store
 from curate.work import failure
 
+KILLED = "the training process was killed (out of memory?); the same command goes on from its last checkpoint"
+
+Training = Callable[[Mapping[str, Any], Path], str]
+"""Trains by settings in a folder; the name of the checkpoint inside it. Raises RunStopped of one line."""
+
+
+def in_a_process(settings: Mapping[str, Any], out: Path) -> str:
+    """A Training in a fresh process of this machine, which may start others (`processes`)."""
+    return str(_apart(train_here, settings, out))
+
 
 class Trainer:
     """Trains one model configuration on different rows of one run."""
 
-    def __init__(self, store: Store, settings: Mapping[str, Any], model: str, where: str) -> None:
+    def __init__(self, store: Store, settings: Mapping[str, Any], model: str, where: str,
+                 training: Training = in_a_process) -> None:
         self._store = store
+        self._training = training
         self._settings = {**settings, "model": settings.get("model", model)}
         self._where = where
         self._digests: dict[str, str] = {}
@@ -37,6 +51,7 @@ class Trainer:
         except ConfigError as error:
             raise UserError(f"train: {error}", self._where) from None
         self.config = config
+        self._settings["processes"] = config.processes      # checked, for whoever starts them
         self.config_digest = files.digest(config.identity())
         self.untrained = f"random:{config.seed}" if config.init is None else config.init
 
@@ -48,17 +63,17 @@ class Trainer:
         name = f"models/{files.digest([self.config_digest, chain])}"
         if tombstones.path_of(self._store.root).exists() and (self._store.root / name / "model" / CARD).exists():
             return f"{name}/model"
-        settings = {**self._settings, "data": {"table": str(pairs), "root": str(self._store.root)}}
-        return f"{name}/{_apart(_train, settings, self._store.root / name)}"
+        settings = {**self._settings, "data": {"table": str(pairs.resolve()), "root": str(self._store.root.resolve())}}
+        return f"{name}/{self._training(settings, self._store.root / name)}"
 
     def train_on_shards(self) -> str:
         """The weights after training on the run's finished shards: what `train:` without a loop means."""
         content = files.file_digest(self._store.shards / "manifest.json")
         name = f"models/{files.digest([self.config_digest, content])}"
-        tars, tables = (str(self._store.shards / f"*.{kind}") for kind in ("tar", "parquet"))
+        tars, tables = (str(self._store.shards.resolve() / f"*.{kind}") for kind in ("tar", "parquet"))
         data = tars if self.config.distill is None else {"shards": tars, "scores": tables}
         settings = {**self._settings, "data": data}
-        return f"{name}/{_apart(_train, settings, self._store.root / name)}"
+        return f"{name}/{self._training(settings, self._store.root / name)}"
 
     def recall(self, weights: str, pairs: Path) -> dict[str, float]:
         """recall_at_1, 5 and 10 of weights on a table of pairs; what was found once is kept beside the models."""
@@ -91,8 +106,7 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
     try:
         done, content = ours.recv()
     except EOFError:
-        raise RunStopped("the training process was killed (out of memory?); the same command goes on from its last "
-                         "checkpoint") from None
+        raise RunStopped(KILLED) from None
     finally:
         process.kill()
         process.join()
@@ -127,8 +141,8 @@ def _recall(model: str, weights: str, pairs: Path, root: Path) -> dict[str, floa
     return {name: found[name] for name in ("recall_at_1", "recall_at_5", "recall_at_10")}
 
 
-def _train(settings: Mapping[str, Any], out: Path) -> str:
-    """Train; the name of the checkpoint inside `out`."""
+def train_here(settings: Mapping[str, Any], out: Path) -> str:
+    """Train in this process; the name of the checkpoint inside `out`. Raises RunStopped of one line."""
     from train.config import from_mapping
     from train.errors import TrainError
     from train.loop import train

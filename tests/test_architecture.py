@@ -23,6 +23,7 @@ LAYERS = """
     loop
     judge
     deciding gc scorers
+    ray_train
     cluster reshard cards pages retrieval fit
     local report progress searched recaptioned
     training pairs evaluation
@@ -73,6 +74,7 @@ LONG: dict[str, str] = {
 """`file` or `file:function` over the limit, with the reason."""
 
 BLIND_EXCEPT: dict[str, str] = {
+    "curate/ray_train.py": "a training's fault crosses Ray and is raised again in the driver",
     "curate/measure.py": "whatever a step raises on a row becomes the reason for that row's quarantine",
     "curate/training.py": "a training's fault crosses the pipe and is raised again in the driver",
     "curate/work.py": "a worker's fault travels to the driver and is raised again there",
@@ -179,9 +181,9 @@ def test_train_knows_neither_curate_nor_ray() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_ray_is_imported_in_one_file() -> None:
+def test_ray_is_imported_in_two_files() -> None:
     wrong = [f"{m.path}:{line}" for m in modules("curate") for name, line in imports(m)
-             if name.split(".")[0] == "ray" and m.path != "curate/cluster.py"]
+             if name.split(".")[0] == "ray" and m.path not in ("curate/cluster.py", "curate/ray_train.py")]
     assert not wrong, "\n".join(wrong)
 
 

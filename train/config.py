@@ -208,7 +208,7 @@ class Config:
     """remember only what comes into each block and compute the rest again on the way back: far less memory for a third more
     computing, the same loss. Of open_clip's own transformers"""
     processes: int = setting(whole(1), 1, operational=True)
-    """processes on this machine that train together, one a GPU, as `torchrun --nproc-per-node` would start them"""
+    """processes that train together, one a GPU: on this machine as `torchrun` starts them, from a pipeline also on Ray's nodes"""
     workers: int = setting(whole(1), 2, operational=True)
     """threads that decode, in each process"""
     cache_mb: int = setting(whole(0), 1024, operational=True)

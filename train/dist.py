@@ -1,4 +1,5 @@
-"""Several processes as one: torch's own distributed, started by torchrun or by `processes:` in the settings, or nothing at all.
+"""Several processes as one: torch's own distributed, started by torchrun, by `processes:` in the settings or by somebody else, or
+nothing at all.
 
     torchrun --nproc-per-node 8 -m train FILE
 """
@@ -78,13 +79,19 @@ class Ranks:
 
 @contextmanager
 def processes() -> Iterator[Ranks]:
-    """This process's place among those that were started together, for the length of the block; alone where there is one."""
+    """This process's place among those that were started together, for the length of the block; alone where there is one.
+
+    A process group that is there already stays its opener's: it is neither opened nor closed here.
+    """
     num_ranks, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if num_ranks == 1:
         yield Ranks(0, 1, device)
+        return
+    if torch.distributed.is_initialized():
+        yield Ranks(torch.distributed.get_rank(), num_ranks, device)
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=os.environ.get(MEETING),
                                          rank=int(os.environ["RANK"]), world_size=num_ranks)

@@ -72,15 +72,20 @@ def _listen(pipes: list[Connection], hear: Callable[[Any], None] | None) -> Any:
 
 def _life(pipe: Connection, environment: Mapping[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Of one of the processes: a piece of work, an answer. Another error than a TrainError is printed, and found dead."""
-    import torch
-
     end_with_parent()
     os.environ.update(environment)
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(environment["WORLD_SIZE"])))
+    share_cores(int(environment["WORLD_SIZE"]))
     try:
         pipe.send(("done", work(*arguments, lambda said: pipe.send(("said", said)))))
     except TrainError as error:
         pipe.send(("failed", error))
+
+
+def share_cores(num: int) -> None:
+    """Give torch in this process its share of the cores that it would take alone: `num` processes of this machine compute."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // num))
 
 
 def end_with_parent() -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed
 
 from tests.running import alive, wait_for
 from tests.train.toys import SMALL, logged, shard
 from train.config import from_mapping
+from train.dist import processes
 from train.errors import ConfigError, DataError, TrainError
-from train.launch import launched, together
+from train.launch import MEETING, launched, together
 from train.log import Progress
 from train.loop import train
 
@@ -42,6 +45,19 @@ def test_the_first_one_answers_and_all_are_heard() -> None:
     heard: list[int] = []
     assert together(2, rank_and_size, (), heard.append) == (0, 2)
     assert len(set(heard)) == 2 and not launched()
+
+
+def in_a_group_of_others(say: Any) -> tuple[float, bool]:
+    """Somebody else has opened a process group here, as Ray Train does."""
+    torch.distributed.init_process_group("gloo", init_method=os.environ[MEETING], rank=int(os.environ["RANK"]), world_size=2)
+    with processes() as ranks:
+        mean = ranks.mean(torch.tensor(float(ranks.rank)))
+    return mean, torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_process_group_that_is_there_is_taken_and_left() -> None:
+    assert together(2, in_a_group_of_others, (), None) == (0.5, True)
 
 
 @pytest.mark.slow
