@@ -99,6 +99,7 @@ def listing(tmp_path: Path, line: str) -> BlockList:
     return block_list.read(tmp_path / "list.txt")
 
 
+@pytest.mark.slow
 @run
 async def test_what_is_listed_is_not_stored_and_leaves_its_kind_and_the_list_alone(tmp_path: Path) -> None:
     data = encoded()

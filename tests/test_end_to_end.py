@@ -226,6 +226,7 @@ def test_same_bytes_on_ray(web: Web, undisturbed: Undisturbed, tmp_path: Path) -
     assert tree(tmp_path / "out", "shards", "funnel.json") == tree(undisturbed.out, "shards", "funnel.json")
 
 
+@pytest.mark.slow
 def test_same_funnel_in_one_shard(web: Web, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """How the source is cut decides where tars begin, not what is in them."""
     whole = run_here(web.pipeline, tmp_path / "out", sets=("source.shard_rows=10000",))

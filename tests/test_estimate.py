@@ -211,6 +211,7 @@ def test_a_stage_that_keeps_nothing_of_the_sample(tmp_path: Path) -> None:
     assert any("no row of the sample came to the end" in line for line in lines(found))
 
 
+@pytest.mark.slow
 def test_barriers_are_timed_without_what_they_cost_to_begin(tmp_path: Path) -> None:
     """One that takes half a second to begin must not take that again for every 2,000 rows."""
     (tmp_path / "late.py").write_text(

@@ -225,6 +225,7 @@ def test_a_death_costs_one_task_again(here: Path) -> None:
     assert tree(here / "killed", *names) == tree(here / "undisturbed", *names)
 
 
+@pytest.mark.slow
 def test_three_deaths_on_one_task_stop_the_run(here: Path) -> None:
     """It says where and how; what others measured stays."""
     write_pool(here, [*CAPTIONS[:15], "bang", *CAPTIONS[15:]])

@@ -297,6 +297,7 @@ def test_our_own_shards_are_a_source(here: Path) -> None:
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(lambda n: n.strip() == n and n)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(names=st.lists(st.one_of(NAMES, st.sampled_from(["null", "1", "~", "a: b", "- x", "#", "yes", "'", '"', "{", "uid"])),
                       min_size=2, max_size=5, unique_by=str.lower))

@@ -220,6 +220,7 @@ def test_asked_to_stop(web: Web, tmp_path: Path, number: signal.Signals, group: 
     life.finish()
 
 
+@pytest.mark.slow
 def test_full_disk_at_any_write(served: tuple[Site, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempt n finds no room at its 4n-th sync: one line, what was written before is whole, and the next goes on from it."""
     pipeline, left, synced = served[1], 0, os.fsync

@@ -129,6 +129,7 @@ def test_a_choice_before_the_loop_s_model_is_learnt_from_the_start(here: Path) -
     assert of_table(raw) == of_table(second) == of_shards(here, "early")
 
 
+@pytest.mark.slow
 def test_models_are_judged_by_what_the_web_says(here: Path) -> None:
     """Also where a choice stands before the pictures are held out: another choice is judged by the same."""
     for steps in ((CHOOSE, *HELD_OUT), (*HELD_OUT, CHOOSE)):
@@ -139,6 +140,7 @@ def test_models_are_judged_by_what_the_web_says(here: Path) -> None:
     assert not any(text.startswith("seen") for text in tables[0]["caption"].to_pylist())
 
 
+@pytest.mark.slow
 def test_another_choice_is_another_training_and_the_same_choice_none(here: Path) -> None:
     """No keep stands behind the choice: the rows are the same. The tables of an earlier attempt are not written again."""
     steps = (*HELD_OUT, *MODEL)

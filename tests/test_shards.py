@@ -180,6 +180,7 @@ def test_fewer_rows_leave_no_stray_and_nothing_else_is_touched(here: Path) -> No
     assert list(verify(shards)) == []
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_workers(here: Path) -> None:
     photos(numbered(23))
     pack()

@@ -100,6 +100,7 @@ def test_captions_pass_for_english_and_foreign_ones_for_what_they_are() -> None:
 # --- what is made
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     make(tmp_path / "again", ROWS)
     make(tmp_path / "other", ROWS, seed=1)

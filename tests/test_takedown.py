@@ -312,6 +312,7 @@ def full_disk_at(writes: int) -> Iterator[None]:
             yield
 
 
+@pytest.mark.slow
 def test_a_row_that_comes_again_is_blank_from_the_start(made: Path, here: Path, web: Pictures) -> None:
     root = here / "run"
     wanted = needles(root)

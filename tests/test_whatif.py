@@ -189,6 +189,7 @@ def test_a_run_of_hardly_any_row(captions: list[str], tmp_path: Path) -> None:
 # The frame
 
 
+@pytest.mark.slow
 def test_the_frame_is_what_the_folder_reads_row_by_row(tmp_path: Path) -> None:
     """Columns of the source, by row, by image (some images in two shards), in several parts, and of rows nobody measured."""
     make(tmp_path / "site", 60, seed=3, mismatch=0, faults={"dead_404": .1, "exact_dup": .1})

@@ -224,6 +224,7 @@ def test_it_learns_to_judge_and_to_write(shards: str, tmp_path: Path) -> None:
     assert words < 0.5 < 1.5 < logged(tmp_path)[0]["loss_lm"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(shards: str, tmp_path: Path) -> None:
     """With everything on: copy, queue, soft labels, average, chunks."""
     settings = config(data=shards, model=TOY, loss="blip", samples_seen=32, checkpoint_every=2, keep=2, ema=0.9, micro_batch=5,

@@ -48,6 +48,7 @@ def test_one_caption_a_picture_against_all_that_it_has(tmp_path: Path) -> None:
     assert len(set(says.asked)) == 3
 
 
+@pytest.mark.slow
 def test_the_same_pictures_have_the_same_captions_whatever_the_batch(tmp_path: Path) -> None:
     rows = open_data(held_out(tmp_path / "0.tar", uid_pairs(range(5))))
     settings = Eval(captions=Data(shards=("x",)))

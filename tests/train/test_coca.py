@@ -94,6 +94,7 @@ def test_chunks_are_one_pass() -> None:
     SAME(gradients(model), expected)
 
 
+@pytest.mark.slow
 def test_a_training(tmp_path: Path) -> None:
     shard(tmp_path / "0.tar", range(24))
     result = train(config(data=str(tmp_path / "0.tar"), model="toy-coca-32", loss="coca", samples_seen=80), tmp_path / "run")

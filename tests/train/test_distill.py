@@ -140,6 +140,7 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_pipeline_trains_on_what_it_embedded(pool: Path) -> None:
     """The tables beside the tars have the vectors, the tars have none."""
     assert run() == 0

@@ -72,6 +72,7 @@ def test_it_is_exported_and_evaluated_and_changes_no_step(shards: str, tmp_path:
     assert not (result.checkpoint / "learning.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(shards: str, tmp_path: Path) -> None:
     """With everything on: average, sigmoid loss, chunks."""
     settings = config(data=shards, samples_seen=32, checkpoint_every=2, keep=2, ema=0.9, loss="siglip", micro_batch=3)

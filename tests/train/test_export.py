@@ -59,6 +59,7 @@ def test_more_than_the_tolerance_leaves_nothing(vit: Loaded, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_heads_is_seen(vit: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the measure is for: every tensor in its place, and yet another model."""
     def wrong(loaded: Loaded) -> tuple[object, list[str]]:

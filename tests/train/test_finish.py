@@ -115,6 +115,7 @@ def tuned(shards: str, folder: Path, **more: Any) -> tuple[Result, Result]:
     return first, train(config(data=shards, samples_seen=16, init=str(first.checkpoint), **more), folder / "tuned")
 
 
+@pytest.mark.slow
 def test_weights_between_start_and_end_are_exported(shards: str, tmp_path: Path) -> None:
     first, result = tuned(shards, tmp_path, wise_ft=0.5)
     end = load_file(tmp_path / "tuned" / "checkpoints" / "00000002" / "open_clip_model.safetensors")
@@ -123,6 +124,7 @@ def test_weights_between_start_and_end_are_exported(shards: str, tmp_path: Path)
     assert card(result.checkpoint)["alpha"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_best_of_several_alphas_and_what_was_forgotten(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(config(data=shards), tmp_path / "first")
 

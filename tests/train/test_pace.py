@@ -106,6 +106,7 @@ def test_where_numbers_choose_rows_the_longest_captions_are_counted(model: str, 
     assert all(0 < least < most for least, most in zip(shorter, found, strict=True))
 
 
+@pytest.mark.slow
 def test_the_original_is_left_alone() -> None:
     """Counting touches no weight, no running statistic and no gradient."""
     loaded = load("toy-conv-32", "random:0")

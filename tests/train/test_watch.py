@@ -99,6 +99,7 @@ def test_a_bad_picture_is_named_and_its_batches_passed_over(shards: str, tmp_pat
     assert (card["skipped_steps"], card["step"]) == (bad, 6)
 
 
+@pytest.mark.slow
 def test_a_spike_is_passed_over(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {step for picture in (5,) for step in first_steps_of(shards, picture)}
     fake(monkeypatch, 50, 5)
