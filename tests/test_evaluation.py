@@ -104,7 +104,6 @@ def test_a_pickle_with_a_payload_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_captions_are_judged_behind_the_prompt_that_was_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(toy(), tmp_path / "model")
     write_json(model / CARD, {"model": TOY, "settings": {"loss": "blip_captioner", "prompt": "a photo of "}})
@@ -123,7 +122,6 @@ def test_captions_are_judged_behind_the_prompt_that_was_learnt(tmp_path: Path, c
     assert said.out.count("caption_cider_d") == 3 and str(held_out) in said.err
 
 
-@pytest.mark.slow
 def test_others_captioners_write_behind_blips_prompt(tmp_path: Path) -> None:
     """A folder as transformers' captioner has it: the other half is not asked for."""
     theirs, results = tmp_path / "theirs", tmp_path / "results.jsonl"
