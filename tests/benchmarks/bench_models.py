@@ -50,7 +50,7 @@ def run() -> list[Row]:
     pools = ["scenes", *(["photos"] if PHOTOS else [])]
     for pool in pools:
         write(pool)
-    jobs = [(pool, kind, seed) for pool in pools for kind, seed in product(KINDS, SEEDS) if (pool, kind) != ("photos", "coca")]
+    jobs = [(pool, kind, seed) for pool in pools for seed, kind in product(SEEDS, KINDS) if (pool, kind) != ("photos", "coca")]
     with ThreadPoolExecutor(2) as threads:
         found = dict(zip(jobs, threads.map(lambda job: measured(*job), jobs), strict=True))
     table = {pool: {kind: {figure: interval([found[pool, kind, seed][figure] for seed in SEEDS])
