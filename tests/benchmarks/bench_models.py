@@ -76,8 +76,9 @@ def write(pool: str) -> None:
 
 def measured(pool: str, kind: str, seed: int) -> dict[str, float]:
     """Train one and ask it, each in a process of one thread."""
-    settings: dict[str, Any] = {"data": str(OUT / pool / "train/*.tar"), "samples_seen": SAMPLES, "batch": 64, "seed": seed, "threads": 1,
-                "workers": 1, "tensorboard": False, "eval": {"retrieval": str(OUT / pool / "judge/*.tar")}, **KINDS[kind]}
+    settings: dict[str, Any] = {
+        "data": str(OUT / pool / "train/*.tar"), "samples_seen": SAMPLES, "batch": 64, "seed": seed, "threads": 1, "workers": 1,
+        "tensorboard": False, "eval": {"retrieval": str(OUT / pool / "judge/*.tar")}, **KINDS[kind]}
     out = OUT / pool / f"{kind}-{seed}-{settings['samples_seen']}"
     files.write_json(out.with_suffix(".yaml"), settings, "bench")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
