@@ -75,7 +75,7 @@ def training(out: Path, process: "subprocess.Popen[str]", step: int) -> list[int
     return wait_for(there, seconds=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_one_process_on_ray_is_one_process_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_one_process_on_ray_is_one_process_here(tmp_path: Path, monkeypatch: pyt
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_mistake_of_one_process_is_one_line(tmp_path: Path) -> None:
     shard(tmp_path / "0.tar", range(48))
