@@ -15,6 +15,7 @@ from curate.errors import UserError
 from curate.folder import Folder
 from curate.needs import needed
 from curate.pages.figures import check_finished
+from curate.pairs import captions_of, identity
 from curate.report import funnel_of
 from curate.store import Store
 from curate.units import size
@@ -61,7 +62,9 @@ def left_over(root: Path) -> list[Path]:
 def _models(folder: Folder) -> Iterator[Path]:
     """Models and tables of pairs that no round of the present loop names; nothing where rounds.json is of another run."""
     rounds = files.read_json(folder.root / "rounds.json", [])
-    present = files.digest([folder.source.digest, folder.chain])
+    packs = files.read_json(folder.root / "run.json").get("shards", {})
+    present = identity(files.digest([folder.source.digest, folder.chain]),
+                       captions_of(folder.columns, packs.get("caption", "caption")))
     if present not in {r["data"]["digest"] for r in rounds if r["promoted"]}:
         return
     keep = {f"pairs-{r['trained_on']}.parquet" for r in rounds}

@@ -37,11 +37,16 @@ def of_source(columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def as_packed(columns: Mapping[str, Column], caption: str) -> dict[str, Column]:
-    """The columns of a table with the captions that `shards: {caption: …}` packs: that column's, and a list `captions` where
-    there is one. Before the step that adds the column there is only the source's caption."""
+    """The columns of a table with the captions that `shards: {caption: …}` packs."""
+    return {**of_source(columns), **captions_of(columns, caption)}
+
+
+def captions_of(columns: Mapping[str, Column], caption: str) -> dict[str, Column]:
+    """What shards have to say of a picture: that column, and a list `captions` where there is one. Before the step that adds the
+    column there is only the source's caption."""
     packed = dict(packed_columns(columns, caption if caption in columns else "caption"))
-    several = {n: c for n, c in packed.items() if n == SEVERAL.name and c.type in (SEVERAL.type, LARGE)}
-    return {**of_source(columns), "caption": packed["caption"], **several}
+    return {n: c for n, c in packed.items()
+            if n == "caption" or (n == SEVERAL.name and c.type in (SEVERAL.type, LARGE))}
 
 
 def identity(rows: str, columns: Mapping[str, Column]) -> str:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import files
+from curate.folder import Folder
+from curate.gc import _models
 from curate.loop import run_rounds
 from curate.pairs import SCHEMA, as_packed, identity
 from curate.pipeline import Pipeline, load
@@ -154,6 +156,7 @@ def test_another_choice_is_another_training_and_the_same_choice_none(here: Path)
     recorded = files.read_json(here / "again/rounds.json")
     assert [f"pairs-{r['trained_on']}.parquet" for r in recorded[1:]] == [path.name for path in other]
     assert [r["data"]["digest"] for r in recorded[1:-1]] == [r["trained_on"] for r in recorded[2:]]
+    assert list(_models(Folder.open(here / "again"))) == [first[1]], "what gc drops: the table of the choice before"
 
 
 def column(name: str, kind: pa.DataType, made: str = "source") -> Column:
