@@ -28,12 +28,12 @@ SAMPLES = 12_000
 FIGURES = ("recall_at_1", "recall_at_10")
 
 
-def compared(pool: Pool, judge: str, itm: float) -> dict[str, Any]:
+def compared(pool: Pool, judge: str) -> dict[str, Any]:
     """Means, 95 % intervals (Student's t over the seeds) and values of all arms, and of CapFilt's difference from the others.
 
-    `judge` are shards that no arm has seen, `itm` the threshold that the run went by.
+    `judge` are shards that no arm has seen.
     """
-    arms = arms_of(pool, itm)
+    arms = arms_of(pool)
     jobs = list(product(arms, SEEDS))
     with ThreadPoolExecutor(2) as threads:
         found = dict(zip(jobs, threads.map(lambda job: trained(pool, job[0], arms[job[0]], job[1], judge), jobs), strict=True))
@@ -44,12 +44,12 @@ def compared(pool: Pool, judge: str, itm: float) -> dict[str, Any]:
                             for arm in arms if arm != "capfilt"}}
 
 
-def arms_of(pool: Pool, itm: float) -> dict[str, Any]:
+def arms_of(pool: Pool) -> dict[str, Any]:
     """Name → what is trained on. All but CapFilt's are score tables over the raw pool's shards."""
     rows, raw = list(pool.measured()), str(ROOT / pool.out / "raw/shards/*.tar")
     uids = sorted(row["uid"] for row in rows)
     chosen = set(random.Random(0).sample(uids, sum(bool(row["captions"]) for row in rows)))
-    tables = {"filter": [{"uid": row["uid"], "keep": row["itm_web"] >= itm} for row in rows],
+    tables = {"filter": [{"uid": row["uid"], "keep": row["caption"] in row["captions"]} for row in rows],
               "captioner": [{"uid": row["uid"], "caption": [row["caption"], *sound(row)]} for row in rows],
               "random": [{"uid": uid, "keep": uid in chosen} for uid in uids]}
     arms: dict[str, Any] = {"capfilt": str(ROOT / pool.out / "run/shards/*.tar"), "raw": raw}

@@ -15,15 +15,13 @@ from tests.site import capfilt
 from tests.site.shards import write_shards
 
 JUDGE = range(200_000, 200_500)
-ITM = 0.33
-"""pipelines/local_capfilt.yaml's."""
 
 
 def run() -> list[Row]:
     """Recall of the model on CapFilt's shards beside that of the raw pool's, and how the filter tells wrong captions."""
     capfilt.main()
     out = ROOT / capfilt.SCENES.out
-    figures = {**compared(capfilt.SCENES, write_shards(out / "judge", JUDGE), ITM), "truth": capfilt.judged()}
+    figures = {**compared(capfilt.SCENES, write_shards(out / "judge", JUDGE)), "truth": capfilt.judged()}
     files.write_json(out / "figures.json", figures, "bench")
     print(json.dumps(figures, indent=1), file=sys.stderr)
     means = figures["arms"]

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from curate import files
 from tests.benchmarks import ROOT, Row
 from tests.benchmarks.arms import SAMPLES, SEEDS, compared
-from tests.benchmarks.bench_capfilt import ITM
 from tests.benchmarks.photos import captions_of, write_photos
 from tests.site.capfilt import Pool, filter_figures, texts_of
 
@@ -47,7 +46,7 @@ def run() -> list[Row]:
     POOL.train_all(write_photos(Path(PHOTOS), trusted, out / "trusted"))
     POOL.run()
     judge = write_photos(Path(PHOTOS), captions_of(Path(PHOTOS), "dev"), out / "judge")
-    figures = {**compared(POOL, judge, ITM), "truth": judged(truth, written)}
+    figures = {**compared(POOL, judge), "truth": judged(truth, written)}
     files.write_json(out / "figures.json", figures, "bench")
     print(json.dumps(figures, indent=1), file=sys.stderr)
     means = figures["arms"]
