@@ -52,10 +52,14 @@ def _taught(checkpoint: str, model: str | None) -> dict[str, str]:
 
 
 def _loaded(checkpoint: str, model: str | None) -> Any:
-    from train.models.weights import load
+    from train.models.weights import CARD, load
 
     card = _card(checkpoint)
     name = model or card.get("model")
+    if name is None and "/" in checkpoint and not Path(checkpoint).exists():
+        raise UserError(f"no file or folder {checkpoint}")
+    if name is None and (Path(checkpoint) / "model" / CARD).exists():
+        raise UserError(f"{checkpoint} is a training; its model is {Path(checkpoint) / 'model'}")
     if name is None:
         raise UserError(f"{checkpoint} does not say which model it is; name it with --model")
     return load(name, checkpoint)

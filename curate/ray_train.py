@@ -74,7 +74,9 @@ def _lead(place: tuple[Path, str], settings: Mapping[str, Any], out: Path, envir
     if 0 < gpus < num:
         return RunStopped(f"processes: {num} is more than the {gpus} GPUs of the cluster")
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from train.dist import PATIENCE
 
     class Quick(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
@@ -88,7 +90,8 @@ def _lead(place: tuple[Path, str], settings: Mapping[str, Any], out: Path, envir
                     worker_runtime_env={"env_vars": dict(environment)})
     work = {"place": place, "settings": settings, "out": out}
     try:
-        return Quick(_work, train_loop_config=work, scaling_config=scaling, run_config=run).fit().return_value
+        return Quick(_work, train_loop_config=work, scaling_config=scaling, run_config=run,
+                     torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds()))).fit().return_value
     except TrainingFailedError as error:
         return _why(error)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from curate import files, funnel
 from curate.barrier import is_done
 from curate.certificate import certified
+from curate.errors import UserError
 from curate.heal import reopen
 from curate.needs import note
 from curate.pace import Pace
@@ -103,6 +104,7 @@ class Run:
 def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, watcher: Watcher, *, limit: int | None = None,
         part: tuple[int, int] | None = None, retry: bool = False, heal: bool = False, pack: bool = True) -> Outcome:
     """Take a pipeline from its source to shards. Does only what an earlier attempt has not done. The caller holds the lock."""
+    _look_at_weights(pipeline, weights_id)
     with store.ingest_lock():
         source = ingest(parse_source(pipeline.source, pipeline.path.parent), store.source, store.attempt, limit,
                         spread=spread(pool))
@@ -121,6 +123,21 @@ def run(pipeline: Pipeline, store: Store, pool: Pool, weights_id: WeightsId, wat
             _check_packed(outcome)
         note(store, state.needs, finished=pack)
     return outcome
+
+
+def _look_at_weights(pipeline: Pipeline, weights_id: WeightsId) -> None:
+    """Those that are missing, or another model's, stop a run before it has begun: steps behind a barrier are bound late. Raises
+    UserError."""
+    from train.errors import TrainError
+
+    for stage in pipeline.stages:
+        if isinstance(stage, StepUse):
+            for name, setting in stage.spec.settings.items():
+                if "weights" in setting.tags and stage.settings[name] not in (None, "loop"):
+                    try:
+                        weights_id(stage.spec, stage.settings, name)
+                    except TrainError as error:
+                        raise UserError(f"{stage.name}.{name}: {error}") from None
 
 
 def _check_packed(outcome: Outcome) -> None:

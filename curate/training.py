@@ -33,9 +33,13 @@ class Trainer:
 
     def __init__(self, store: Store, settings: Mapping[str, Any], model: str, where: str,
                  training: Training = in_a_process) -> None:
+        if not isinstance(settings, Mapping):
+            raise UserError(f"train: {settings!r} is not a map of settings", where)
+        if "data" in settings:
+            raise UserError("train: data is the run's own; `curate train` trains on other shards", where)
         self._store = store
         self._training = training
-        self._settings = {**settings, "model": settings.get("model", model)}
+        self._settings = {**({"model": model} if model else {}), **settings}
         self._where = where
         self._digests: dict[str, str] = {}
         if model and self._settings["model"] != model:
@@ -52,6 +56,7 @@ class Trainer:
             raise UserError(f"train: {error}", self._where) from None
         self.config = config
         self._settings["processes"] = config.processes      # checked, for whoever starts them
+        self._settings["model"] = config.model
         self.config_digest = files.digest(config.identity())
         self.untrained = f"random:{config.seed}" if config.init is None else config.init
 
@@ -107,6 +112,10 @@ def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
         done, content = ours.recv()
     except EOFError:
         raise RunStopped(KILLED) from None
+    except (KeyboardInterrupt, SystemExit):
+        process.terminate()     # a training ends behind its step, with a checkpoint; anything else at once
+        process.join()
+        raise
     finally:
         process.kill()
         process.join()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from curate import files
+from curate.errors import UserError
 from curate.step import Spec
 from curate.store import Store
 
@@ -28,10 +29,23 @@ class WeightsIds:
 
         model, pretrained = str(settings.get("model", "")), str(settings[name])
         key = f"{model} {pretrained} {_stamp(pretrained)}"
+        if "blip" in spec.settings[name].tags:
+            _check_learnt(spec, name, pretrained)
         if key not in self._known:
             self._known[key] = _blip(pretrained) if "blip" in spec.settings[name].tags else _clip(model, pretrained)
             files.write_json(self._path, self._known, self._store.attempt)
         return [self._known[key], "cuda" if torch.cuda.is_available() else "cpu"]
+
+
+def _check_learnt(spec: Spec, setting: str, name: str) -> None:
+    """Raises UserError for a captioner that is to judge, or a filter that is to write: its other half was left behind."""
+    from train.models.blip_folder import learnt
+
+    loss = learnt(name)
+    for purpose, unfit in (("writes", "blip_filter"), ("judges", "blip_captioner")):
+        if purpose in spec.settings[setting].tags and loss == unfit:
+            raise UserError(f"{spec.name}.{setting}: {name} learnt by loss: {unfit} last, and what {purpose} was left behind; "
+                            "take one of loss: blip, or fine-tune that for this")
 
 
 def _clip(model: str, pretrained: str) -> str:

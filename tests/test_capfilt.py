@@ -175,3 +175,26 @@ def test_shards_take_a_column_of_texts_as_caption(tmp_path: Path) -> None:
 def test_captions_of_the_recipe_leave_by_the_keep_that_says_so(here: Path) -> None:
     outcome = run_here(file_of("blip_capfilt"), here / "run", sets=SETS)
     assert set(exits(outcome)) <= {"status = 'ok'", "num_captions >= 1"}
+
+
+@pytest.mark.parametrize(("models", "said"), [
+    ({"blip_match": "clip"}, "blip_match.model: clip: no BLIP: its config.json is missing, or no BLIP's"),
+    ({"blip_match": "writes"}, "blip_match.model: writes learnt by loss: blip_captioner last, and what judges was left behind"),
+    ({"blip_caption": "judges"}, "blip_caption.model: judges learnt by loss: blip_filter last, and what writes was left behind")])
+def test_a_model_for_something_else_stops_a_run_before_it_begins(models: dict[str, str], said: str, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """A barrier stands between the steps, so the filter would be looked at when all captions are made."""
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path, [1, 2])
+    for name, loss in (("good", "blip"), ("writes", "blip_captioner"), ("judges", "blip_filter")):
+        write_blip(tmp_path / name, 0)
+        (tmp_path / name / "train.json").write_text(json.dumps({"model": "blip-toy-32", "settings": {"loss": loss}}))
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"")
+    models = {"blip_caption": "good", "blip_match": "good", **models}
+    file = write_pipeline(tmp_path, f"blip_caption: {{model: {models['blip_caption']}}}", "caption_degenerate",
+                          f"blip_match: {{model: {models['blip_match']}}}", source=SOURCE)
+    with pytest.raises(UserError) as error:
+        run_here(file, tmp_path / "out")
+    assert said in str(error.value)
+    assert not (tmp_path / "out" / "columns").exists()

@@ -76,7 +76,8 @@ def test_when_all_has_come_the_run_is_the_one_that_never_failed(web: Pictures, p
     assert tree(tmp_path / "ill", *SAME) == tree(tmp_path / "whole", *SAME)
 
 
-@pytest.mark.parametrize("writes", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 12))])
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [1, 4, 8, 12])
 def test_killed_while_healing_a_plain_run_ends_the_same(web: Pictures, pipeline: Path, tmp_path: Path, writes: int,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """At any write: what has come is decided, what has not stays failed, and the next heal completes it."""

@@ -436,6 +436,7 @@ def test_a_broken_request_is_the_clients_fault(head: str) -> None:
         assert raw(port, head.encode()).startswith(("HTTP/1.1 4", "reset"))
 
 
+@pytest.mark.slow
 def test_two_hundred_clients_at_once() -> None:
     """Each of 200 connections asks five times: it is answered or told to wait, and nobody waits long."""
     seconds: list[float] = []

@@ -2,11 +2,13 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from curate.errors import RunStopped, UserError
-from curate.training import _apart
+from curate.store import Store
+from curate.training import Trainer, _apart
 
 
 def mistaken() -> None:
@@ -32,3 +34,14 @@ def test_a_killed_training_is_one_line() -> None:
     """The process dies in the middle: the run stops, and says that it can go on."""
     with pytest.raises(RunStopped, match="^the training process was killed .* goes on from its last checkpoint$"):
         _apart(signal.raise_signal, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (True, "train: True is not a map of settings"), ({"data": "x", "samples_seen": 1}, "train: data is the run's own")])
+def test_a_wrong_block_is_one_line(settings: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(Store(tmp_path, "a"), settings, "", "pipeline.yaml:3")  # type: ignore[arg-type]
+
+
+def test_a_block_without_a_model_has_the_default(tmp_path: Path) -> None:
+    assert Trainer(Store(tmp_path, "a"), {"samples_seen": 100}, "", "").config.model == "ViT-B-32"

@@ -3,11 +3,11 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train.config import load
-from train.errors import TrainError
+from train.errors import Stopped, TrainError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,15 +25,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def show(progress: Progress) -> None:
             print(progress.line, flush=True)
 
-        result = train(config, options.out or Path("runs") / options.file.stem, show)
+        out = options.out or Path("runs") / options.file.stem
+        finished = (out / "model").exists()
+        result = train(config, out, show)
     except TrainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return Stopped.exit_code
     if os.environ.get("RANK", "0") == "0":
+        for line in ended(result.checkpoint, finished):
+            print(line)
         for name, value in result.figures.items():
             print(f"{name}  {value:.4f}")
         print(f"model: {result.checkpoint}")
     return 0
+
+
+def ended(model: Path, finished: bool) -> Iterator[str]:
+    """What a person should know of a training that is over, besides its figures."""
+    from train.files import read_json
+    from train.models.weights import CARD
+
+    card = read_json(model / CARD) or {}
+    if finished:
+        yield "it was finished before, and nothing is trained"
+    if "last_step" in card:
+        yield f"exported: step {card['step']} of the {card['last_step']} there were, the best by {card['chosen_by']}"
+    if "alpha" in card:
+        yield f"exported: {card['alpha']:g} of the way from the start to there (wise_ft)"
 
 
 def _parser() -> argparse.ArgumentParser:

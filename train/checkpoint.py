@@ -10,7 +10,7 @@ has the weights that learn in learning.safetensors, and what a loss keeps beside
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -67,14 +67,22 @@ class Purpose:
         if card.get("format") != FORMAT:
             raise ConfigError(f"{folder} is a checkpoint of another version of this program")
         there: Mapping[str, Any] = card["settings"]
-        differ = [f"{k}: {there.get(k)} there, {self.settings.get(k)} now" for k in sorted({*there, *self.settings})
-                  if there.get(k) != self.settings.get(k)]
+        differ = list(_differences(there, self.settings))
         if card["data"]["digest"] != self.data["digest"]:
             differ.append("other data")
         if card["init"] != self.init:
             differ.append("other initial weights")
         if differ:
             raise ConfigError(f"{folder} holds another training ({'; '.join(differ)}); choose another --out, or remove it")
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    for name in sorted({*there, *now}):
+        before, after = there.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{within}{name}.")
+        elif before != after:
+            yield f"{within}{name}: {before} there, {after} now"
 
 
 def write_model(folder: Path, loaded: Loaded) -> str:

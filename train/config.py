@@ -242,6 +242,10 @@ class Config:
             raise ValueError("momentum: queue and soft_labels need it, like 0.995")
         if self.momentum is not None and self.loss not in ("blip", "blip_filter"):
             raise ValueError(f"momentum: loss: {self.loss} knows none, only blip and blip_filter")
+        if self.prompt != type(self).prompt and self.loss != "blip_captioner":
+            raise ValueError(f"prompt: loss: {self.loss} knows none, only blip_captioner")
+        if self.caption_weight != type(self).caption_weight and self.loss != "coca":
+            raise ValueError(f"caption_weight: loss: {self.loss} knows none, only coca")
         if self.distill is not None and self.loss == "blip_captioner":
             raise ValueError("distill: loss: blip_captioner makes no embeddings")
         if self.wise_ft is not None and self.init is None:
@@ -274,6 +278,8 @@ def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Config:
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The settings in a YAML file with `key=value` overrides (`eval.every=100`). Raises ConfigError with file and line."""
     values, lines = _read_yaml(path)
+    if {"source", "steps"} <= values.keys():
+        raise ConfigError(f"{path} is a pipeline, which `curate run {path}` runs; a training has data and samples_seen")
     for override in overrides:
         _override(values, override)
     try:
@@ -281,7 +287,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except ValueError as error:
         key = re.match(r"(?:train has no setting ')?([\w.]+)", str(error))
         top = key[1].split(".")[0] if key else ""
-        raise ConfigError(str(error), f"{path}:{lines.get(top, 1)}") from None
+        said = next((text for text in reversed(overrides) if re.split(r"[.=]", text)[0] == top), None)
+        raise ConfigError(str(error), f"{path}:{lines.get(top, 1)}" if said is None else f"--set {said}") from None
     return config
 
 

@@ -103,9 +103,10 @@ def _add_tar(rows: Rows, number: int, path: Path) -> None:
         meta = _json(path, sample, handle.read(sample.json.offset, sample.json.length)) if sample.json else {}
         txt = handle.read(sample.txt.offset, sample.txt.length).decode("utf-8", "replace") if sample.txt else None
         identity, uid = meta.get("image_id"), meta.get("uid")
-        rows.add(str(identity) if identity else f"{number}:{sample.key}",
+        named = identity is not None and identity != ""
+        rows.add(str(identity) if named else f"{number}:{sample.key}",
                  (number, sample.picture.offset, sample.picture.length), *_captions(f"{path}: '{sample.key}.json'", txt, meta),
-                 uid=None if uid is None else str(uid), everywhere=bool(identity))
+                 uid=None if uid is None else str(uid), everywhere=named)
 
 
 def _json(path: Path, sample: Sample, raw: bytes) -> dict[str, Any]:
@@ -123,8 +124,9 @@ def _json(path: Path, sample: Sample, raw: bytes) -> dict[str, Any]:
 
 
 def _captions(where: str, txt: str | None, meta: Mapping[str, Any]) -> tuple[list[str], list[float] | None]:
-    """A list in the json and how often each of it is shown, else the txt, else the json's one caption."""
-    listed = meta.get("captions", meta.get("caption"))
+    """A list in the json and how often each of it is shown, else the txt, else the json's one caption. A list without any says
+    that there is none."""
+    listed = meta.get("caption") if meta.get("captions") is None else meta["captions"]
     if not isinstance(listed, list):
         return [value for value in (txt, listed) if isinstance(value, str)][:1], None
     captions = [value if isinstance(value, str) else "" for value in listed]
@@ -162,6 +164,9 @@ def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
             for name in COLUMNS[:2]:
                 if name not in columns:
                     raise DataError(f"{path} has no column '{name}'{did_you_mean(name, columns)}")
+            image = file.schema_arrow.field("image").type
+            if not pa.types.is_struct(image) or not {"file", "offset", "length"} <= {field.name for field in image}:
+                raise DataError(f"{path}: column 'image' is {str(image)[:80]}, not file, offset and length of a picture")
             named = [name for name in COLUMNS if name in columns]
             for batch in file.iter_batches(columns=named):
                 for row in zip(*(batch[name].to_pylist() for name in named), strict=True):
@@ -171,11 +176,14 @@ def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def matches(patterns: Sequence[str]) -> list[Path]:
-    """The files that `patterns` name, sorted within each pattern, each once. Raises DataError for one that names none."""
-    found: dict[str, None] = {}
+    """The files that `patterns` name, sorted within each pattern, each once whatever it is called. Raises DataError for one that
+    names none."""
+    found: dict[str, Path] = {}
     for pattern in patterns:
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern] if Path(pattern).is_file() else []
         if not matches:
-            raise DataError(f"no file matches {pattern}")
-        found.update(dict.fromkeys(matches))
-    return [Path(name) for name in found]
+            hint = f", a folder; name its files, as {Path(pattern) / '*.tar'}" if Path(pattern).is_dir() else ""
+            raise DataError(f"no file matches {pattern}{hint}")
+        for name in matches:
+            found.setdefault(os.path.realpath(name), Path(name))
+    return list(found.values())

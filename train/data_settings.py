@@ -95,7 +95,7 @@ def _source(value: Mapping[str, Any], known: Sequence[str]) -> Data:
         raise ValueError("root belongs to a table; the paths of shards are whole")
     if "missing" in value and "scores" not in value:
         raise ValueError("missing belongs to scores")
-    checks: dict[str, Callable[[Any], Any]] = {"shards": _files, "table": _files, "root": str, "scores": _files,
+    checks: dict[str, Callable[[Any], Any]] = {"shards": _files, "table": _files, "root": text, "scores": _files,
                                                "missing": word("drop", "keep"), "weight": number(0, above=True)}
     return Data(**{key: _named(key, checks[key], found) for key, found in value.items()})
 

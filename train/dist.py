@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from train.errors import ConfigError
 from train.launch import MEETING
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for the first one, which evaluates alone; torch's own 10 or 30 minutes would end a training there."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def processes() -> Iterator[Ranks]:
         yield Ranks(torch.distributed.get_rank(), num_ranks, device)
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=os.environ.get(MEETING),
-                                         rank=int(os.environ["RANK"]), world_size=num_ranks)
+                                         rank=int(os.environ["RANK"]), world_size=num_ranks, timeout=PATIENCE)
     try:
         yield Ranks(torch.distributed.get_rank(), num_ranks, device)
     finally:

@@ -5,8 +5,8 @@
     ├── DataError       the shards or the table cannot be trained on            exit code 2
     ├── WeightsError    the weights are missing, another model's, or unsafe     exit code 2
     ├── Diverged        the loss is no number any more                          exit code 3
-    └── TooLarge        a step does not fit the accelerator's memory            exit code 3
-
+    ├── TooLarge        a step does not fit the accelerator's memory            exit code 3
+    └── Stopped         Ctrl-C or SIGTERM, behind a step and its checkpoint     exit code 130 or 143
 """
 
 import difflib
@@ -50,6 +50,12 @@ class TooLarge(TrainError):
     """What goes through the model at once does not fit the memory of the accelerator."""
 
     exit_code = 3
+
+
+class Stopped(TrainError):
+    """It was asked to end, and did so behind a step; the same command goes on."""
+
+    exit_code = 130
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

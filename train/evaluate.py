@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from train.benchmarks import CLASSIFICATION, RETRIEVAL, Benchmark, Split, open_benchmark
+from train.best import value_of
 from train.captioning import writer, written_figures
+from train.captions import caption_figures
 from train.config import Eval
 from train.data import Index, matches, open_data
 from train.errors import DataError
@@ -19,7 +21,7 @@ from train.geometry import geometry
 from train.models.clip import embed_images, embed_texts
 from train.models.weights import Loaded
 from train.pictures import decoded
-from train.probe import Labelled, probe_figures
+from train.probe import PROBED, Labelled, probe_figures
 
 TEMPLATES = Path(__file__).with_name("templates.txt")
 """OpenAI's 80 ImageNet prompts (github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb), `{}` for the class."""
@@ -67,6 +69,48 @@ def opened(settings: Eval) -> list[Benchmark]:
     return benchmarks
 
 
+def check(settings: Eval) -> None:
+    """Before hours are spent on what cannot be judged: all that `settings` name is read once, but for pictures, and the figure
+    that weights are kept by is one that there will be. Raises DataError or ConfigError."""
+    benchmarks = opened(settings)
+    for held_out in (settings.retrieval, settings.captions):
+        if held_out is not None:
+            open_data(held_out)
+    for benchmark in benchmarks:
+        probed = settings.probe and benchmark.kind == CLASSIFICATION
+        for part in ("test", *(part for part in ("train", "val") if probed and benchmark.has(part))):
+            benchmark.split(part)
+    if settings.images is not None:
+        names = read_classes(Path(settings.images), Path(settings.classes) if settings.classes else None)
+        for folder in (settings.images, settings.images_train):
+            if folder is not None:
+                _files(Path(folder), names)
+    if settings.keep_best is not None:
+        value_of(settings.keep_best, dict.fromkeys(measured(settings, benchmarks), 0.0))
+
+
+def measured(settings: Eval, benchmarks: Sequence[Benchmark]) -> list[str]:
+    """The names of the figures that `evaluate` gives, of the same functions on what is small."""
+    eye = np.eye(2, dtype=np.float32)
+    recall = [*recall_at_k(eye, eye, np.arange(2)), *geometry(torch.from_numpy(eye), torch.from_numpy(eye))]
+    found = recall if settings.retrieval is not None else []
+    if settings.captions is not None:
+        found = [*found, *(f"caption_{name}" for name in caption_figures(["a"], [["a"]]))]
+    if settings.images is not None:
+        names = read_classes(Path(settings.images), Path(settings.classes) if settings.classes else None)
+        found = [*found, *_class_figures(len(names), settings.images_train is not None)]
+    for benchmark in benchmarks:
+        classified = benchmark.kind == CLASSIFICATION
+        of_one = _class_figures(len(benchmark.classes), settings.probe) if classified else recall
+        found = [*found, *(f"{benchmark.name}/{name}" for name in of_one)]
+    return found
+
+
+def _class_figures(num_classes: int, probed: bool) -> list[str]:
+    class_emb = np.eye(min(num_classes, 10), dtype=np.float32)      # a figure of more than ten there is not
+    return [*_classified(Labelled(class_emb[:1], np.zeros(1, np.int64)), class_emb), *(PROBED if probed else ())]
+
+
 def evaluate_retrieval(loaded: Loaded, rows: Index, batch: int = 64) -> dict[str, float]:
     """Recall of the pictures' captions and of the captions' pictures; broken pictures are left out."""
     numbers, image_emb = _embedded(loaded, (rows.read(i) for i in range(len(rows))), batch)
@@ -79,11 +123,21 @@ def evaluate_classes(loaded: Loaded, images: Path, classes: Path | None = None, 
     folder to train on, a linear probe."""
     names = read_classes(images, classes)
     test = _labelled(loaded, *_files(images, names), batch)
-    figures = accuracy_at_k(test.emb, class_embeddings(loaded, list(names.values()), batch=batch), test.labels)
+    if not len(test):
+        raise DataError(f"{images}: no picture can be decoded")
+    figures = _classified(test, class_embeddings(loaded, list(names.values()), batch=batch))
     if training is not None:
         _check_folders(training, names)
-        figures |= probe_figures(_labelled(loaded, *_files(training, names), batch), test)
+        learnt = _labelled(loaded, *_files(training, names), batch)
+        if not len(learnt):
+            raise DataError(f"{training}: no picture can be decoded")
+        figures |= probe_figures(learnt, test)
     return figures
+
+
+def _classified(test: Labelled, class_emb: Vectors) -> dict[str, float]:
+    right = class_ranks(test.emb, class_emb, test.labels) == 0
+    return {**accuracy_at_k(test.emb, class_emb, test.labels), "mean_per_class": mean_per_class(right, test.labels)}
 
 
 def evaluate_benchmark(loaded: Loaded, benchmark: Benchmark, *, probe: bool = False, batch: int = 64) -> dict[str, float]:
@@ -95,9 +149,7 @@ def evaluate_benchmark(loaded: Loaded, benchmark: Benchmark, *, probe: bool = Fa
     found = _labelled(loaded, test.pictures(), test.labels, batch)
     if not len(found):
         raise DataError(f"{benchmark.folder}: no picture of test/ can be decoded")
-    class_emb = class_embeddings(loaded, benchmark.classes, benchmark.templates, batch)
-    figures = accuracy_at_k(found.emb, class_emb, found.labels)
-    figures["mean_per_class"] = mean_per_class(class_ranks(found.emb, class_emb, found.labels) == 0, found.labels)
+    figures = _classified(found, class_embeddings(loaded, benchmark.classes, benchmark.templates, batch))
     if probe:
         parts = [_split(loaded, benchmark.split(part), batch) if benchmark.has(part) else None for part in ("train", "val")]
         if parts[0] is None or not len(parts[0]):
@@ -124,9 +176,11 @@ def read_classes(images: Path, classes: Path | None) -> Mapping[str, str]:
     if classes is None:
         return {path.name: path.name.replace("_", " ") for path in sorted(images.iterdir()) if path.is_dir()}
     try:
-        lines = [line.strip() for line in classes.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in classes.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise DataError(f"{classes}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{classes} is not UTF-8") from None
     names = {folder: name or folder for folder, _, name in (line.partition("\t") for line in lines)}
     for folder in names:
         if not (images / folder).is_dir():
@@ -167,7 +221,8 @@ def _recall(loaded: Loaded, image_emb: Vectors, captions: Sequence[Sequence[str]
     image_of_text = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
     text_emb = embed_texts(loaded, texts, batch)
     images, words = image_emb[image_of_text[:GEOMETRY_PAIRS]], text_emb[:GEOMETRY_PAIRS]
-    lying = geometry(torch.from_numpy(images), torch.from_numpy(words)) if len(words) > 1 else {}
+    finite = np.isfinite(images).all() and np.isfinite(words).all()     # else the model is broken, and recall is 0
+    lying = geometry(torch.from_numpy(images), torch.from_numpy(words)) if len(words) > 1 and finite else {}
     return {**recall_at_k(image_emb, text_emb, image_of_text), **lying}
 
 

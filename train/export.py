@@ -67,12 +67,13 @@ def lines(record: Mapping[str, Any], out: Path) -> list[str]:
 
 
 def _safetensors(loaded: Loaded, folder: Path) -> Written:
-    """open_clip's folder."""
+    """The folder that a training writes: open_clip's, or transformers' of a BLIP."""
     write_model(folder, loaded)
     again = load(loaded.name, str(folder))
     image, text = _embedded(loaded, *inputs(loaded))
     image_again, text_again = _embedded(again, *inputs(again))
-    return {"class": "open_clip", "left_out": []}, {"image": _apart(image, image_again), "text": _apart(text, text_again)}
+    whose = "transformers' BLIP" if hasattr(loaded.model, "vision_model") else "open_clip"
+    return {"class": whose, "left_out": []}, {"image": _apart(image, image_again), "text": _apart(text, text_again)}
 
 
 def _huggingface(loaded: Loaded, folder: Path) -> Written:

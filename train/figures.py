@@ -15,6 +15,8 @@ Ints = NDArray[np.int64]
 AT = (1, 5, 10)
 CHUNK_BYTES = 64 << 20
 """Memory for one chunk of similarities."""
+NEVER = np.iinfo(np.int64).max
+"""The rank of what no comparison can rank."""
 
 
 def recall_at_k(image_emb: Vectors, text_emb: Vectors, image_of_text: Ints, at: Sequence[int] = AT) -> dict[str, float]:
@@ -67,20 +69,22 @@ def mean_per_class(right: NDArray[np.bool_], labels: Ints) -> float:
 def _ranks(queries: Vectors, candidates: Vectors, query_of_pair: Ints, right_of_pair: Ints) -> Ints:
     """For each query how many wrong candidates stand before its best right one; pairs (query, right candidate) by query.
 
-    A query without a right candidate ranks behind everything.
+    A query without a right candidate ranks behind everything. One whose similarity to it is no number, of a model that is
+    broken, is never right, and what compares as none stands before all others.
     """
     ranks = np.full(len(queries), len(candidates), np.int64)
     step = max(1, CHUNK_BYTES // (4 * max(1, len(candidates))))
     for at in range(0, len(queries), step):
         similar = queries[at : at + step] @ candidates.T
+        similar[np.isnan(similar)] = np.inf
         low, high = np.searchsorted(query_of_pair, [at, at + len(similar)])
         rows, rights = query_of_pair[low:high] - at, right_of_pair[low:high]
-        own = similar[rows, rights]
+        own = np.where(np.isinf(similar[rows, rights]), -np.inf, similar[rows, rights])
         best_first = np.lexsort((rights, -own, rows))
         found, where = np.unique(rows[best_first], return_index=True)
         best = best_first[where]
         before = similar[found] > own[best, None]
         ties = similar[found] == own[best, None]
         ties &= np.arange(len(candidates)) < rights[best, None]
-        ranks[at + found] = (before | ties).sum(1)
+        ranks[at + found] = np.where(np.isinf(own[best]), NEVER, (before | ties).sum(1))
     return ranks

@@ -31,7 +31,7 @@ Write = Callable[[int, Mapping[str, Any]], None]
 def start(config: Config, device: torch.device) -> Loaded:
     """The model with the weights that a training starts from."""
     loaded = load(config.model, config.init or f"random:{config.seed}", device)
-    return with_bias(loaded) if config.loss == "siglip" else loaded
+    return with_bias(loaded, fresh=config.init is None) if config.loss == "siglip" else loaded
 
 
 class Finish:
@@ -62,13 +62,15 @@ class Finish:
         return dict(there["figures"]) if there is not None and there["start"] == self._start else None
 
     def _measure(self, loaded: Loaded) -> dict[str, float]:
+        loaded.model.eval()
         return evaluate(replace(loaded, precision=precision_of(self.config, self.ranks.device)), self.config.eval)
 
     def evaluate(self, step: int, run: Run, write: Write) -> dict[str, float]:
         """The figures after `step` steps, on the first process; logged, and the weights kept if they are the best."""
         if self._last[0] != step:
             self._last = (step, run.figures())
-            write(step, self._last[1])
+            if self._last[1]:
+                write(step, self._last[1])
             if self.ranks.is_first:
                 self.best.take(step, step * self.config.batch, run.going.result, self._last[1])
             self.ranks.wait()

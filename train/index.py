@@ -64,17 +64,19 @@ class Index:
     def card(self) -> dict[str, object]:
         """What a checkpoint says of the data it was trained on."""
         return {"digest": self.digest, "pictures": len(self), "captions": self.num_captions,
+                **({"without_caption": self.num_blank} if self.num_blank else {}),
                 **({"scores": dict(self.counts)} if self.counts else {})}
 
     @property
     def said(self) -> list[str]:
-        """What a person should know of the rows that the scores left out; nothing without scores."""
+        """What a person should know of the rows that are left out, a line each."""
+        blank = [f"{self.num_blank:,} rows have no caption and are left out"] if self.num_blank else []
         if not self.counts:
-            return []
+            return blank
         n = {name: f"{count:,}" for name, count in self.counts.items()}
         said = (f"scores: {n['scored']} rows have one, {n['unscored']} have none; {n['not_kept']} are not kept; "
                 f"{n['unused_scores']} scores belong to no row")
-        return [said]
+        return [*blank, said]
 
     @property
     def bounds(self) -> list[tuple[int, int]]:

@@ -2,22 +2,27 @@
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from train.errors import ConfigError, TrainError
+from train.errors import ConfigError, Stopped, TrainError
+from train.stopping import listening
 
 MEETING = "TRAIN_MEETING"
 """In the environment of such a process: where torch's processes find each other, a file's url."""
 
+BEFORE = "stopped before a step; the same command goes on from the last checkpoint"
+
 
 def launched() -> bool:
     """Whether this process is already one of several, by us or by torchrun."""
-    return "WORLD_SIZE" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def together(num: int, work: Callable[..., Any], arguments: tuple[Any, ...], hear: Callable[[Any], None] | None) -> Any:
@@ -42,11 +47,22 @@ def together(num: int, work: Callable[..., Any], arguments: tuple[Any, ...], hea
                 theirs.close()
                 pipes.append(ours)
                 started.append(process)
-            return _listen(pipes, hear)
+            with listening(lambda: _terminate(started)) as asked:
+                try:
+                    return _listen(pipes, hear)
+                except TrainError as error:
+                    if asked.number is None:
+                        raise
+                    raise asked.stopped(str(error) if isinstance(error, Stopped) else BEFORE) from None
         finally:
             for process in started:
                 process.kill()
                 process.join()
+
+
+def _terminate(started: Iterable[BaseProcess]) -> None:
+    for process in started:
+        process.terminate()
 
 
 def _listen(pipes: list[Connection], hear: Callable[[Any], None] | None) -> Any:
@@ -73,6 +89,7 @@ def _listen(pipes: list[Connection], hear: Callable[[Any], None] | None) -> Any:
 def _life(pipe: Connection, environment: Mapping[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Of one of the processes: a piece of work, an answer. Another error than a TrainError is printed, and found dead."""
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # of a terminal; the process that started this one tells it on
     os.environ.update(environment)
     share_cores(int(environment["WORLD_SIZE"]))
     try:

@@ -40,7 +40,8 @@ FAMILIES = {"image": (VIT, RESNET, BLIP_VIT), "text": (WORDS, BLIP_WORDS)}
 """By tower: open_clip's VisionTransformer and ModifiedResNet; its text transformer, a CoCa's decoder counted to the head; BLIP's
 vision tower, and its encoder and decoder, whose i-th blocks share their weights."""
 
-IDLE = {"clip": r"logit_bias|text_decoder\.cls\.|text_decoder\.bert\.|itm_head\.|text_encoder\..*\.crossattention\.",
+IDLE = {"clip": r"logit_bias|text_decoder\.|itm_head\.|text_encoder\..*\.crossattention\.",
+        "siglip": r"text_decoder\.|itm_head\.|text_encoder\..*\.crossattention\.",
         "blip": "logit_bias", "blip_filter": r"logit_bias|text_decoder\.",
         "blip_captioner": r"logit_|vision_proj\.|text_proj\.|itm_head\.|text_encoder\.encoder\.layer\.\d+\.attention\."}
 """Loss → how the names begin of parameters that it never reaches, and that would hold up processes which wait for gradients. A

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -78,26 +79,30 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, step: int) -> "_Coming":
-        pictures, epochs = (of_all[self._mine] for of_all in self.order.shown(step))
+        whole = self.order.shown(step)
+        pictures, epochs = (of_all[self._mine] for of_all in whole)
+        batch = frozenset(whole[0].tolist())
         draws = self.order.crops(step)[self._mine]
         pixels = np.empty((len(pictures), self.crop.size, self.crop.size, 3), np.uint8)
         cuts = np.linspace(0, len(pictures), min(self._workers, len(pictures)) + 1).astype(int)
-        return _Coming(self.index.taught, pixels, [pool.submit(self._part, pixels[a:b], pictures[a:b], draws[a:b], epochs[a:b])
-                                for a, b in zip(cuts, cuts[1:], strict=False)])
+        parts = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return _Coming(self.index.taught, pixels, [
+            pool.submit(self._part, pixels[part], pictures[part], draws[part], epochs[part], batch) for part in parts])
 
-    def _part(self, pixels: NDArray[np.uint8], wanted: Ints, draws: NDArray[np.float64], epochs: Ints) -> tuple[Ints, Ints, Ints]:
+    def _part(self, pixels: NDArray[np.uint8], wanted: Ints, draws: NDArray[np.float64], epochs: Ints,
+              batch: frozenset[int]) -> tuple[Ints, Ints, Ints]:
         """Fill `pixels`; (tokens, the pictures shown, the captions)."""
         shown = wanted.copy()
         for row, picture in enumerate(wanted.tolist()):
-            shown[row], image = self._picture(picture)
+            shown[row], image = self._picture(picture, batch)
             pixels[row] = self.crop(image, draws[row])
         captions = caption_of(shown, self.index.first, self.order.seed, epochs, self.index.chance)
         return self._tokenised(captions.tolist()), shown, captions
 
-    def _picture(self, wanted: int) -> tuple[int, Image.Image]:
-        """Picture `wanted`, or the next one that is not broken, and its number."""
-        for number in range(wanted, wanted + len(self.index)):
-            at = number % len(self.index)
+    def _picture(self, wanted: int, batch: frozenset[int]) -> tuple[int, Image.Image]:
+        """Picture `wanted`, and its number; where it is broken the next one of its source that is not, and stands not in the
+        batch, if there is one."""
+        for at in self._instead(wanted, batch):
             if at in self.broken:
                 continue
             if self._kept is not None and at in self._kept:
@@ -111,6 +116,12 @@ class Loader:
                 self._kept[at] = image
             return at, image
         raise DataError("no picture can be decoded")
+
+    def _instead(self, wanted: int, batch: frozenset[int]) -> Iterator[int]:
+        yield wanted
+        first, end = next(bounds for bounds in self.index.bounds if wanted < bounds[1])
+        for in_batch in (False, True):
+            yield from (at for at in chain(range(wanted + 1, end), range(first, wanted)) if (at in batch) is in_batch)
 
     def _give_up_on(self, at: int, error: BrokenPicture) -> None:
         self.broken.add(at)

@@ -16,7 +16,8 @@ from train.config import Config
 from train.data import decontaminated, open_data
 from train.dist import Ranks, processes
 from train.ema import Average
-from train.evaluate import opened
+from train.errors import ConfigError
+from train.evaluate import check
 from train.finish import Finish, Write, start
 from train.flops import cost, peak_flops
 from train.index import Index
@@ -33,6 +34,7 @@ from train.pictures import TrainCrop
 from train.sinks import sinks
 from train.speed import compiled, forwards, prepare
 from train.step import Run, precision_of
+from train.stopping import Asked, listening
 from train.suspects import Suspects, named
 from train.watch import Suspect, Watch
 
@@ -68,7 +70,8 @@ def train(config: Config, out: Path, progress: Watcher | None = None) -> Result:
 
 def _train(config: Config, out: Path, ranks: Ranks, progress: Watcher | None) -> Result:
     """Attempts until one comes to the end: each goes on from the last checkpoint and passes over what was suspect before."""
-    opened(config.eval)     # hours are not to be spent on what cannot be judged in the end
+    check_out(out)
+    check(config.eval)
     index = open_data(config.data, config.curriculum.by if config.curriculum else None,
                       config.distill.columns if config.distill else ())
     ranks.share(config.batch)
@@ -89,7 +92,10 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
              skipped: Sequence[int]) -> Result:
     num_steps = config.samples_seen.steps(config.batch, order.steps_per_epoch)
     loaded = start(config, ranks.device)
-    writer(loaded, config.eval)     # as `opened`: refuses what writes no captions
+    writer(loaded, config.eval)     # as `check`: refuses what writes no captions, and here what embeds nothing
+    embedded = config.eval.retrieval or config.eval.images or config.eval.benchmarks
+    if embedded and getattr(loaded.model, "text_proj", True) is None:
+        raise ConfigError("eval: these weights of BLIP embed nothing, being a captioner alone; of them only captions are judged")
     data = {**index.card, **decontaminated(config.data)}
     purpose = checkpoint.Purpose(config.identity(), loaded.digest, data)
     card = checkpoint.finished(out, purpose)
@@ -115,7 +121,8 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
     with _log(config, out, first, ranks, purpose) as write:
         if config.eval.before and ranks.is_first:
             finish.measure_before(first, write)
-        last = _steps(run, loader, first, finish, write, progress)
+        with listening() as asked:
+            last = _steps(run, loader, first, finish, asked, write, progress)
         figures = finish.evaluate(last, run, write)
         if ranks.is_first:
             finish.export(last, going.result, figures, write)
@@ -132,6 +139,8 @@ def _run(config: Config, order: Order, going: checkpoint.Going, objective: Objec
     pair = cost(objective, image_size(going.loaded.model), going.loaded.tokenizer(["a"]).shape[1],
                 checkpointed=config.checkpoint_activations)
     size = at_once(config, objective, pair, ranks, precision)
+    if config.micro_batch == "auto" and ranks.is_first:
+        print(f"micro_batch: auto takes {size.size}", file=sys.stderr)
     peak = peak_flops(ranks.device, precision)
     arithmetic = Arithmetic(pair, peak and peak * ranks.num_ranks, forwards(config, size.size < ranks.share(config.batch)))
     wrapped = ranks.wrap(compiled(objective, config))
@@ -139,8 +148,11 @@ def _run(config: Config, order: Order, going: checkpoint.Going, objective: Objec
                watch)
 
 
-def _steps(run: Run, loader: Loader, first: int, finish: Finish, write: Write, progress: Watcher | None) -> int:
-    """All steps from `first` on; how many there have been when the training ends, at `num_steps` or before."""
+def _steps(run: Run, loader: Loader, first: int, finish: Finish, asked: Asked, write: Write, progress: Watcher | None) -> int:
+    """All steps from `first` on; how many there have been when the training ends, at `num_steps` or before.
+
+    Raises Stopped, with a checkpoint, behind the step in which one of the processes is asked to end.
+    """
     config, num_steps, is_first = run.config, run.num_steps, run.ranks.is_first
     if finish.best.over(first):
         return first
@@ -156,9 +168,14 @@ def _steps(run: Run, loader: Loader, first: int, finish: Finish, write: Write, p
         if config.eval.every and done % config.eval.every == 0 and done < num_steps:
             finish.evaluate(done, run, write)
             over = finish.best.over(done)
-            run.learn()
-        if is_first and (done % config.checkpoint_every == 0 or done == num_steps or over):
+            if not over:
+                run.learn()
+        ends = run.ranks.least(int(asked.number is None)) == 0
+        if is_first and (done % config.checkpoint_every == 0 or done == num_steps or over or ends):
             checkpoint.save(finish.out, done, done * config.batch, run.going, finish.purpose, config.keep, run.watch.state)
+        if ends:
+            run.ranks.wait()
+            raise asked.stopped(f"stopped after step {done} of {num_steps}; the same command goes on from there")
         if over:
             return done
     return num_steps
@@ -166,6 +183,13 @@ def _steps(run: Run, loader: Loader, first: int, finish: Finish, write: Write, p
 
 def _result(out: Path, card: dict[str, Any]) -> Result:
     return Result(out / "model", card["figures"], card["step"], card["samples_seen"], card["weights"], card["data"]["digest"])
+
+
+def check_out(out: Path) -> None:
+    """Raises ConfigError where `out` cannot be a folder."""
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is a file, and a training needs a folder")
 
 
 @contextmanager

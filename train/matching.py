@@ -22,10 +22,10 @@ def wrong_weights(logits_NN: Tensor, pictures_N: Tensor) -> Tensor:
     """How often each column should be drawn as the wrong partner of each row, (N, N), not normalised.
 
     softmax(logits) + FLOOR (Li et al. 2021, arXiv 2107.07651, section 3.2: the more alike, the harder and the likelier), and 0
-    where row and column show one picture.
+    where row and column show one picture. A model that has diverged still gets partners: its loss is what tells.
     """
     same_NN = pictures_N[:, None] == pictures_N[None]
-    return (logits_NN.softmax(dim=1) + FLOOR).masked_fill(same_NN, 0.0)
+    return (logits_NN.nan_to_num().softmax(dim=1) + FLOOR).masked_fill(same_NN, 0.0)
 
 
 def wrong_partners(logits_NN: Tensor, pictures_N: Tensor) -> Tensor:

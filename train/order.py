@@ -23,7 +23,7 @@ class Order:
         """Over `num_pictures` pictures, by the walks through their sources; without, they are one source and all alike."""
         self.num_pictures, self.batch, self.seed = num_pictures, batch, seed
         self._walks = walks or [Walk(0, num_pictures, seed, lambda step: step * batch)]
-        self.steps_per_epoch = max(1, sum(walk.size_of_all for walk in self._walks) // batch)
+        self.steps_per_epoch = max(1, num_pictures // batch)
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that `step`, from 0, belongs to: as many pairs as there are pictures."""

@@ -60,6 +60,9 @@ class Labelled:
         return Labelled(np.concatenate([self.emb, other.emb]), np.concatenate([self.labels, other.labels]))
 
 
+PROBED = ("probe_accuracy_at_1", "probe_mean_per_class", "probe_l2")
+
+
 def probe_figures(training: Labelled, test: Labelled, validation: Labelled | None = None) -> dict[str, float]:
     """probe_accuracy_at_1 and probe_mean_per_class on `test`, 0 to 1, and the penalty probe_l2 that was chosen.
 
@@ -76,8 +79,7 @@ def probe_figures(training: Labelled, test: Labelled, validation: Labelled | Non
         together = training.with_rows_of(validation)
     l2 = choose_l2(training, validation, num_classes) if len(validation) else 1.0
     right = fit(together, num_classes, l2).predict(test.emb) == test.labels
-    return {"probe_accuracy_at_1": float(right.mean()), "probe_mean_per_class": mean_per_class(right, test.labels),
-            "probe_l2": l2}
+    return dict(zip(PROBED, (float(right.mean()), mean_per_class(right, test.labels), l2), strict=True))
 
 
 def fit(labelled: Labelled, num_classes: int, l2: float) -> Probe:

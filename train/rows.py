@@ -48,11 +48,12 @@ class Rows:
                 return
             captions, chances = self._scores.captions(row, captions, chances)
         self._has_chances |= chances is not None
-        kept = [(text, chance) for text, chance in ((text.strip(), chance) for text, chance in
-                zip(captions, chances or [1.0] * len(captions), strict=True)) if text and chance > 0]
+        texts = [text.strip() for text in captions]
+        alike = [1 / max(1, sum(map(bool, texts)))] * len(texts)
+        kept = [(text, chance) for text, chance in zip(texts, chances or alike, strict=True) if text and chance > 0]
         self._blank += not kept
         salted = identity if everywhere else f"{self._salt}{identity}"
-        number = int.from_bytes(hashlib.blake2b(salted.encode(), digest_size=8).digest(), "little")
+        number = int.from_bytes(hashlib.blake2b(salted.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
         for caption, chance in kept:
             encoded = caption.encode("utf-8", "replace")
             self._identity.append(number)
@@ -61,7 +62,7 @@ class Rows:
             self._score.append(row)
             self._text += encoded
             self._text_end.append(len(self._text))
-            self._hash.update(f"{identity} {place[1]} {place[2]} {len(encoded)}\n".encode() + encoded)
+            self._hash.update(f"{identity} {place[1]} {place[2]} {len(encoded)}\n".encode("utf-8", "surrogatepass") + encoded)
 
     def index(self, files: tuple[str, ...]) -> Index:
         """The rows grouped: pictures in the order of their first row, their captions in the order of rows, each once."""

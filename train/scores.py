@@ -29,7 +29,7 @@ TAUGHT = ("taught_image", "taught_text")
 
 def uid_hash(uid: str) -> int:
     """64 bits of a uid: what rows are joined on."""
-    return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class Scores:
@@ -47,7 +47,8 @@ class Scores:
         self._hashes = columns["uid"][self._order]
         twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
         if len(twice):
-            raise DataError(f"{_names(paths)}: {len(twice)} uids stand twice, in row {int(self._order[twice[0] + 1])} and others")
+            uids = "a uid stands" if len(twice) == 1 else f"{len(twice)} uids stand"
+            raise DataError(f"{_names(paths)}: {uids} twice, first in row {int(self._order[twice[0] + 1])}")
         self.weight: Floats | None = columns.get("weight")
         """by row, 0 or more; None where there is no such column"""
         self.rank: Floats | None = columns.get("rank")
@@ -152,6 +153,9 @@ def _read(paths: Sequence[Path], named: Mapping[str, str]) -> dict[str, Any]:
             raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
     if not parts:
         raise DataError(f"{_names(paths)} has no rows")
+    for name in CHOICES:
+        if len(kinds := {str(found.type) for found in parts.get(name, [])}) > 1:
+            raise DataError(f"{_names(paths)}: column '{name}' is {' in one file and '.join(sorted(kinds))} in another")
     for name in TAUGHT:
         if len(widths := {found.shape[1] for found in parts.get(name, [])}) > 1:
             raise DataError(f"{_names(paths)}: a teacher's embeddings have {' and '.join(map(str, sorted(widths)))} numbers")
@@ -203,9 +207,20 @@ def _values(path: Path, name: str, column: Any) -> Any:
     if name in TAUGHT:
         return _embeddings(path, name, column)
     if name in CHOICES:
-        text = pa.types.is_string(column.type)
-        return column.cast(pa.large_string()) if text else column
+        return column.cast(_one_type(column.type))
     return column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+
+
+def _one_type(kind: Any) -> Any:
+    """What captions or their chances are kept as, in whatever widths each file has them."""
+    import pyarrow as pa
+
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.large_string()
+    is_text = pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+    return pa.large_list(pa.large_string() if is_text else pa.float64())
 
 
 def _embeddings(path: Path, name: str, column: Any) -> Halves:

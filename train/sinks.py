@@ -64,8 +64,12 @@ class Wandb:
         except ModuleNotFoundError:
             raise ConfigError("wandb: the package is not installed; `pip install wandb`, or leave the setting out") from None
         what = json.dumps([str(out.absolute()), dict(purpose.settings), purpose.init, purpose.data["digest"]], sort_keys=True)
-        self._run = wandb.init(project=project, dir=str(out), id=hashlib.sha256(what.encode()).hexdigest()[:16], resume="allow",
-                               config=dict(purpose.settings))
+        try:
+            self._run = wandb.init(project=project, dir=str(out), id=hashlib.sha256(what.encode()).hexdigest()[:16],
+                                   resume="allow", config=dict(purpose.settings))
+        except wandb.Error as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(f"wandb: {said}; `wandb login`, or WANDB_MODE=offline keeps it here") from None
         # Steps that are repeated after a kill would be dropped as wandb's own step; as an axis they are drawn again.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

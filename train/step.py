@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from train import checkpoint
@@ -102,7 +103,8 @@ class Run:
 
         num_pairs, size = len(batch.tokens_NL), self.at_once.size
         if size < num_pairs:
-            chunks = [slice(at, min(at + size, num_pairs)) for at in range(0, num_pairs, size)]
+            cuts = np.linspace(0, num_pairs, -(-num_pairs // size) + 1).astype(int).tolist()
+            chunks = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
             loss, embedded = cached_backward(self.objective, embed, chunks, contrast, lambda: self.ranks.apart(self.wrapped))
             return loss, embedded, taught
         embedded = embed(slice(num_pairs))

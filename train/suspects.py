@@ -3,7 +3,6 @@
     {"step": 412, "reason": "the loss is nan", "epoch": 0, "pictures": [{"uids": ["…"], "place": "shards/00003.tar@51200"}, …], …}
 """
 
-import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config, Data
+from train.data import matches
 from train.errors import Diverged
 from train.files import write_bytes
 from train.index import Index
@@ -46,7 +46,7 @@ class Suspects:
         """One more line; the file is whole at any time."""
         line = {"step": suspect.step + 1, "reason": suspect.reason, "epoch": epoch, "pictures": list(pictures),
                 "training": self._training}
-        write_bytes(self.path, b"".join(self._lines()) + (json.dumps(line, ensure_ascii=False) + "\n").encode())
+        write_bytes(self.path, b"".join(self._lines()) + (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
 
     def _own(self) -> list[dict[str, Any]]:
         found = (json.loads(line) for line in self._lines())
@@ -69,7 +69,7 @@ def named(data: Data, index: Index, pictures: Sequence[int]) -> list[dict[str, A
 
 def _of_tars(files: Sequence[str], part: Data) -> Iterator[tuple[Place, str]]:
     """(place, uid) of the samples of those of `files` that belong to `part`."""
-    of_part = {name for pattern in part.shards for name in (glob.glob(pattern) if glob.has_magic(pattern) else [pattern])}
+    of_part = set(map(str, matches(part.shards)))
     for file in files:
         if file not in of_part:
             continue
@@ -86,12 +86,11 @@ def _of_tables(part: Data) -> Iterator[tuple[Place, str]]:
     """(place, uid) of the rows of tables that have uids."""
     import pyarrow.parquet as pq
 
-    for pattern in part.table:
-        for path in sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]:
-            with pq.ParquetFile(path) as table:
-                if "uid" not in table.schema_arrow.names:
-                    continue
-                for batch in table.iter_batches(columns=["image", "uid"]):
-                    for image, uid in zip(batch["image"].to_pylist(), batch["uid"].to_pylist(), strict=True):
-                        if image is not None and image["file"] is not None and uid is not None:
-                            yield (str(Path(part.root) / image["file"]), int(image["offset"] or 0)), str(uid)
+    for path in matches(part.table):
+        with pq.ParquetFile(path) as table:
+            if "uid" not in table.schema_arrow.names:
+                continue
+            for batch in table.iter_batches(columns=["image", "uid"]):
+                for image, uid in zip(batch["image"].to_pylist(), batch["uid"].to_pylist(), strict=True):
+                    if image is not None and image["file"] is not None and uid is not None:
+                        yield (str(Path(part.root) / image["file"]), int(image["offset"] or 0)), str(uid)

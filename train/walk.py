@@ -49,11 +49,6 @@ class Walk:
             return self._num if among is None else len(among)
         return int((self._parts if among is None else self._parts[among]).sum()) // PARTS
 
-    @property
-    def size_of_all(self) -> int:
-        """Pictures of an epoch with the curriculum over."""
-        return self._num if self._parts is None else int(self._parts.sum()) // PARTS
-
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that this source is in at `step`."""
         while self._begins[-1] <= step:

@@ -27,6 +27,11 @@ class Text:
     faults: str | None = None
 
     @property
+    def num_scores(self) -> int:
+        """Of ITM and cosine, how many are known."""
+        return (self.itm is not None) + (self.clip_cos is not None)
+
+    @property
     def is_sound(self) -> bool:
         """Whether it may be chosen at all."""
         return bool(self.text.strip()) and not self.faults
@@ -42,11 +47,12 @@ def number(value: float | None) -> float | None:
 
 
 def chosen_of(texts: Sequence[Text], choose: Choose) -> list[Text]:
-    """What the rule keeps of the sound texts; one that stands there twice counts once."""
+    """What the rule keeps of the sound texts; one that stands there twice counts once, as the first that has most scores."""
     sound: dict[str, Text] = {}
     for text in texts:
-        if text.is_sound:
-            sound.setdefault(text.text.strip(), text)
+        there = sound.get(text.text.strip())
+        if text.is_sound and (there is None or text.num_scores > there.num_scores):
+            sound[text.text.strip()] = text
     return choose(list(sound.values()))
 
 

@@ -29,16 +29,17 @@ class BlipCaption:
 
     Nucleus sampling as CapFilt does (BLIP, arXiv 2201.12086, sections 3.3 and 4.3; Holtzman et al. 2019): p 0.9, repetition
     penalty 1.1 and one caption as in BLIP's released code; 5 to 30 new tokens: ours (its code says 10 to 30 with the prompt). The
-    paper finds that sampled captions, of which the filter rejects more, train better than those of a beam. `beams` searches
-    instead. `prompt` is what the captioner was trained to go on from; it is no part of the caption. Special tokens but [SEP] are
-    never drawn: ours.
+    nucleus is all there is, as in the paper: transformers' `generate`, which BLIP's code calls, also looks at the 50 likeliest
+    tokens only, unless told otherwise. The paper finds that sampled captions, of which the filter rejects more, train better than
+    those of a beam. `beams` searches instead. `prompt` is what the captioner was trained to go on from; it is no part of the
+    caption. Special tokens but [SEP] are never drawn: ours.
 
     `model` is a name of Hugging Face's or a folder that transformers' BlipForConditionalGeneration loads, such as one trained
     here. What is drawn is a pure function of (seed, uid, candidate, place): the same for any workers, order and neighbours; rows
     that share a picture get captions of their own.
     """
 
-    def __init__(self, *, model: BlipWeights = "Salesforce/blip-image-captioning-base",
+    def __init__(self, *, model: Annotated[BlipWeights, "writes"] = "Salesforce/blip-image-captioning-base",
                  candidates: Annotated[int, Field(ge=1, le=100)] = 1, top_p: Annotated[float, Field(gt=0, le=1)] = 0.9,
                  beams: Annotated[int, Field(ge=2, le=32)] | None = None, min_tokens: Annotated[int, Field(ge=0)] = 5,
                  max_tokens: Annotated[int, Field(ge=1, le=200)] = 30,

@@ -26,8 +26,8 @@ class BlipMatch:
     4.4: 8 % of the synthetic captions against 25 %).
     """
 
-    def __init__(self, *, model: BlipWeights = "Salesforce/blip-itm-base-coco", first_token: Literal["enc", "cls"] = "enc",
-                 max_tokens: Annotated[int, Field(ge=3, le=512)] = 35) -> None:
+    def __init__(self, *, model: Annotated[BlipWeights, "judges"] = "Salesforce/blip-itm-base-coco",
+                 first_token: Literal["enc", "cls"] = "enc", max_tokens: Annotated[int, Field(ge=3, le=512)] = 35) -> None:
         import torch
 
         from train.models.matcher import Matcher
@@ -42,7 +42,8 @@ class BlipMatch:
                  ) -> dict[str, list[Any]]:
         places = {key: place for place, key in enumerate(dict.fromkeys(map(id, image)))}
         web = caption or [""] * len(image)
-        texts = [[text or "", *(more or [])] for text, more in zip(web, synthetic_captions or [[]] * len(image), strict=True)]
+        made = synthetic_captions or [[]] * len(image)
+        texts = [[text or "", *(one or "" for one in more or [])] for text, more in zip(web, made, strict=True)]
         pairs = list(dict.fromkeys((places[id(picture)], text) for picture, row in zip(image, texts, strict=True) for text in row
                                    if text.strip()))
         distinct = list({id(picture): picture for picture in image}.values())

@@ -93,7 +93,7 @@ def _line(clip_cos: Chunks | None, top: float) -> float | None:
     parts = [np.asarray(part.drop_null().to_numpy(zero_copy_only=False), np.float32) for part in clip_cos or ()]
     values: NDArray[np.float32] = np.concatenate([np.empty(0, np.float32), *parts])
     values = values[np.isfinite(values)]
-    count = int(np.floor(top * len(values)))
+    count = int(np.floor(top * len(values) + 1e-9))     # 0.29 of 100 are 29
     return number(np.partition(values, len(values) - count)[len(values) - count]) if count else None
 
 

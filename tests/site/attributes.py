@@ -4,7 +4,8 @@
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
 from tests.site import captions, scenes
 from tests.site.scenes import Scene
@@ -30,12 +31,16 @@ def mentions(text: str) -> list[tuple[str, str]]:
 
 
 def attribute_accuracy(texts: Iterable[tuple[str, Scene]]) -> dict[str, float]:
-    """Of captions with their pictures' truth: the share of named pairs that are to be seen, the share of what is to be seen that
-    is named, and the share of captions that name something and nothing wrong; each 0 to 1."""
-    right = named = seen = faultless = total = 0
-    for text, scene in texts:
-        pairs, things = set(mentions(text)), scene.things()
-        right, named = right + len(pairs & things), named + len(pairs)
-        seen, faultless, total = seen + len(things), faultless + bool(pairs and pairs <= things), total + 1
-    return {"attribute_precision": right / max(1, named), "attribute_recall": right / max(1, seen),
-            "faultless_share": faultless / max(1, total)}
+    """Of captions with their pictures' truth, each 0 to 1: the share of named pairs that are to be seen, and that of the colours
+    and of the shapes in them; the share of the pairs to be seen that is named; the share of captions that name something and
+    nothing wrong."""
+    pairs = [(set(mentions(text)), scene.things()) for text, scene in texts]
+    colours, shapes = ([({pair[n] for pair in said}, {thing[n] for thing in things}) for said, things in pairs] for n in (0, 1))
+    return {"attribute_precision": _share(pairs), "colour_precision": _share(colours), "shape_precision": _share(shapes),
+            "attribute_recall": _share([(things, said) for said, things in pairs]),
+            "faultless_share": sum(bool(said and said <= things) for said, things in pairs) / max(1, len(pairs))}
+
+
+def _share(found: Sequence[tuple[Set[Any], Set[Any]]]) -> float:
+    """Of what the first sets hold, the share that the second ones hold too."""
+    return sum(len(held & there) for held, there in found) / max(1, sum(len(held) for held, _ in found))

@@ -9,7 +9,7 @@ import pytest
 from curate.errors import UserError
 from curate.pipeline import load
 from curate.step import Chunks
-from curate.steps.choose_caption import ADDS, NEEDS, choose_caption
+from curate.steps.choose_caption import ADDS, NEEDS, _line, choose_caption
 from tests.running import write_pipeline, write_pool
 
 ORDER = ("caption", "synthetic_captions", "synthetic_model", "synthetic_decoding", "synthetic_faults", "itm_web", "itm_synthetic",
@@ -143,3 +143,15 @@ def test_a_rule_without_its_columns_is_refused_before_anything_runs(rule: str, m
 def test_columns_of_the_source_will_do(tmp_path: Any) -> None:
     write_pool(tmp_path, ["a"], itm=[0.5], made=[[0.5]])
     assert load(write_pipeline(tmp_path, "choose_caption: {reads: {itm_web: itm, itm_synthetic: made}}")).stages
+
+
+def test_a_text_that_stands_there_twice_is_the_one_with_a_score() -> None:
+    twice = {"caption": ["made"], "synthetic_captions": [["made"]], "itm_web": [None], "itm_synthetic": [[0.9]]}
+    found, _ = run("capfilt", twice)
+    assert found["captions"] == [["made"]]
+
+
+def test_shares_are_counted_exactly() -> None:
+    """0.29 of 100 rows are 29, though 0.29 * 100 is less."""
+    values = [n / 100 for n in range(100)]
+    assert _line(Chunks(lambda: iter([pa.array(values, pa.float32())])), 0.29) == pytest.approx(0.71)

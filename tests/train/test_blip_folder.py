@@ -1,5 +1,6 @@
 """A BLIP's folder: both classes load it, anything that is none is refused in one line, and nothing is unpickled that acts."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.blips import write_blip
 from train.errors import WeightsError
-from train.models.blip_folder import digest, load
+from train.models import weights
+from train.models.blip_folder import digest, learnt, load
 
 KINDS = ("BlipForConditionalGeneration", "BlipForImageTextRetrieval")
 
@@ -102,3 +104,34 @@ def test_the_digest_is_of_tensors_tokenizer_and_preprocessing(blip: Path, copy: 
     (copy / "preprocessor_config.json").write_text(settings.replace("true", "false", 1))
     assert digest(str(copy)) != same
     assert digest(str(write_blip(tmp_path / "other", seed=1))) != same
+
+
+def test_a_tokenizer_that_is_not_the_model_s_is_refused(copy: Path) -> None:
+    """Without its files transformers makes one that knows five words, and every caption is empty."""
+    for path in (*copy.glob("tokenizer*"), *copy.glob("vocab.txt")):
+        path.unlink()
+    assert "its tokenizer knows 5 words and the model" in refused(copy)
+    with pytest.raises(WeightsError, match="its tokenizer knows 5 words"):
+        weights.load("blip-toy-32", str(copy))
+
+
+def test_preprocessing_of_another_size_is_refused(copy: Path) -> None:
+    said = json.loads((copy / "preprocessor_config.json").read_text())
+    del said["size"]
+    (copy / "preprocessor_config.json").write_text(json.dumps(said))
+    assert "makes pictures of 384 pixels, and it sees 48" in refused(copy)
+
+
+def test_what_is_no_blip_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match="no BLIP: its config.json is missing, or no BLIP's"):
+        digest(str(tmp_path))
+
+
+@pytest.mark.parametrize(("card", "loss"), [
+    (None, None), ('{"settings": {"loss": "blip_filter"}}', "blip_filter"), ('{"settings": {}}', None), ("[1]", None),
+    ("{", None)])
+def test_what_weights_learnt_by(card: str | None, loss: str | None, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "train.json").write_text(card)
+    assert learnt(str(tmp_path)) == loss

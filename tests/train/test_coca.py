@@ -11,6 +11,7 @@ from open_clip.loss import CoCaLoss
 from PIL import Image
 from torch import Tensor
 
+from tests.train.blip_toys import TOY
 from tests.train.halves import gradients, slices
 from tests.train.toys import caption, config, logged, scene, shard
 from train.caching import cached_backward
@@ -113,6 +114,17 @@ def test_a_model_without_a_decoder(tmp_path: Path) -> None:
                                 "toy-conv-32 has no decoder")
 
 
+def test_a_blip_learns_by_its_own_loss(tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", range(24))
+    with pytest.raises(ConfigError, match="blip-toy-32 is a BLIP, which learns by loss: blip"):
+        train(config(data=str(tmp_path / "0.tar"), model=TOY, loss="coca"), tmp_path / "run")
+
+
+def test_a_prompt_that_leaves_no_room() -> None:
+    with pytest.raises(ConfigError, match="leaves . of the toy-coca-32's 12 for a caption of at least 5"):
+        CocaCaptioner(load("toy-coca-32", "random"), Decoding(prompt="a very long picture of a red circle on a table"))
+
+
 def said(images: list[Image.Image], uids: list[str], **decoding: Any) -> list[list[str]]:
     captioner = CocaCaptioner(load("toy-coca-32", "random:0"), Decoding(**{"prompt": "", "max_tokens": 6, **decoding}))
     return captioner.captions(images, uids)
@@ -126,6 +138,23 @@ def test_a_caption_is_its_rows_alone() -> None:
     assert said([images[1]], ["b"], candidates=2) == [found[1]]
     assert len({text for texts in found for text in texts}) == 6
     assert said([images[1]], ["b"], candidates=2, seed=1) != [found[1]]
+
+
+def test_words_are_asked_for_one_at_a_time() -> None:
+    """The most probable words are those of whole texts' logits, of which the decoder computes the last place alone."""
+    loaded = load("toy-coca-32", "random:0")
+    shapes, tokens = [], loaded.tokenizer([""])[:, :1]
+    images = torch.stack([loaded.preprocess_val(scene(0))])
+    with torch.inference_mode():
+        for _ in range(6):
+            states, embedded = loaded.model._encode_image(images)[1], loaded.model._encode_text(tokens)[1]
+            logits = loaded.model.text_decoder(states, embedded)[:, -1]
+            logits[:, [0, int(tokens[0, 0])]] = -torch.inf
+            tokens = torch.cat([tokens, logits.argmax(1, keepdim=True)], dim=1)
+    loaded.model.text_decoder.register_forward_hook(lambda _module, _given, found: shapes.append(found.shape[1]))
+    how = Decoding(prompt="", max_tokens=6, min_tokens=1, top_p=1e-9, repetition_penalty=1.0)
+    assert CocaCaptioner(loaded, how).captions([scene(0)], ["a"]) == [[loaded.tokenizer.decode(tokens[0, 1:].tolist()).strip()]]
+    assert shapes == [1] * 6
 
 
 def test_a_prompt_is_not_part_of_the_caption() -> None:

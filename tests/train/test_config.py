@@ -97,6 +97,8 @@ def test_steps() -> None:
     ("data: {shards: a, missing: drop}\nsamples_seen: 1\n", "train.yaml:1: data: missing belongs to scores"),
     ("data: 'pipe:cat a.tar'\nsamples_seen: 1\n",
      "train.yaml:1: data: 'pipe:cat a.tar' is no file; only files are read, commands never run"),
+    (MINIMAL + "prompt: a photo of\n", "train.yaml:3: prompt: loss: clip knows none, only blip_captioner"),
+    (MINIMAL + "caption_weight: 3\n", "train.yaml:3: caption_weight: loss: clip knows none, only coca"),
     (MINIMAL + "curriculum: 0.3\n",
      "train.yaml:3: curriculum: 0.3 is not a map like {by: clip_cos, from: 0.3}"),
     (MINIMAL + "curriculum: {by: clip_cos, from: 2}\n",

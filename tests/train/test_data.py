@@ -144,3 +144,35 @@ def test_a_file_cut_short_after_it_was_indexed(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match="bytes wanted at"):
         index.read(1)
+
+
+def test_an_image_id_may_be_0(tmp_path: Path) -> None:
+    numbered = [(f"{n:09d}.json", json.dumps({"image_id": n // 2, "caption": f"c{n}"}).encode()) for n in range(4)]
+    members = [member for n in range(4) for member in (pairs([n])[0], numbered[n])]
+    assert len(open_data(Data(shards=(str(write_tar(tmp_path / "0.tar", members)),)))) == 2
+
+
+def test_rows_without_a_caption_are_counted_and_said(tmp_path: Path) -> None:
+    """A list that is null is none; one that is empty says that nothing was chosen."""
+    metas = [{"captions": None, "caption": "a"}, {"captions": [], "caption": "b"}, {"captions": ["c"]}, {"caption": " "}]
+    members = [member for n, meta in enumerate(metas) for member in (pairs([n])[0], (f"{n:09d}.json", json.dumps(meta).encode()))]
+    index = open_data(Data(shards=(str(write_tar(tmp_path / "0.tar", members)),)))
+    assert [index.captions(i) for i in range(len(index))] == [["a"], ["c"]]
+    assert (index.said, index.card["without_caption"]) == (["2 rows have no caption and are left out"], 2)
+
+
+def test_a_file_counts_once_whatever_it_is_called(tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", range(4))
+    (tmp_path / "linked.tar").symlink_to(tmp_path / "0.tar")
+    (tmp_path / "sub").mkdir()
+    names = (str(tmp_path / "0.tar"), str(tmp_path / "sub/../0.tar"), str(tmp_path / "linked.tar"))
+    assert len(open_data(Data(shards=names))) == 4
+    with pytest.raises(DataError, match=r"no file matches .*, a folder; name its files, as .*/\*\.tar"):
+        open_data(Data(shards=(str(tmp_path),)))
+
+
+@pytest.mark.parametrize("image", ["photo.jpg", {"bytes": b"", "path": "photo.jpg"}, {"file": "photo.jpg"}])
+def test_a_table_with_another_kind_of_picture(tmp_path: Path, image: object) -> None:
+    pq.write_table(pa.Table.from_pylist([{"image": image, "caption": "a"}]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'image' is .*, not file, offset and length of a picture"):
+        open_data(Data(table=(str(tmp_path / "t.parquet"),), root=str(tmp_path)))

@@ -1,5 +1,6 @@
 """A model on shards, on folders of classes and on benchmarks."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import torch
 
 from tests.train.test_benchmarks import classification, retrieval
-from tests.train.toys import caption, colour_of, encoded, scene, shard
+from tests.train.toys import caption, colour_of, config, encoded, scene, shard
 from train import evaluate
 from train.config import Data, Eval
-from train.errors import DataError
+from train.errors import ConfigError, DataError
 from train.evaluate import class_embeddings, evaluate_retrieval, read_classes
+from train.figures import accuracy_at_k, recall_at_k
+from train.loop import train
 from train.models.weights import Loaded, load
 
 
@@ -59,7 +62,8 @@ def test_zero_shot_over_folders(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("".join(f"n{n}\t{colour_of(n)}\n" for n in range(6)))
     settings = Eval(images=str(tmp_path / "images"), classes=str(names))
-    assert evaluate.evaluate(colours(), settings) == {"accuracy_at_1": 1.0, "accuracy_at_5": 1.0}
+    assert evaluate.evaluate(colours(), settings) == {
+        "accuracy_at_1": 1.0, "accuracy_at_5": 1.0, "mean_per_class": 1.0}
 
 
 def test_classes(tmp_path: Path) -> None:
@@ -143,3 +147,47 @@ def test_what_is_missing_is_said_before_any_time_is_spent(tmp_path: Path) -> Non
             (Eval(images=str(tmp_path / "images"), images_train=str(tmp_path / "train")), "no folder .*/train/hen")):
         with pytest.raises(DataError, match=message):
             evaluate.opened(settings)
+
+
+def test_every_figure_is_known_by_name_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`keep_best` is checked against these names before the first step."""
+    monkeypatch.setattr("train.probe.MAX_ITERATIONS", 3)
+    folder = classification(tmp_path / "colours", test=range(12), train=range(12, 24))
+    for n in range(6):
+        (tmp_path / "images" / colour_of(n)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / colour_of(n) / f"{n}.png").write_bytes(encoded(scene(n)))
+    images = str(tmp_path / "images")
+    settings = Eval(retrieval=Data(shards=(str(shard(tmp_path / "0.tar", range(6))),)), images=images, images_train=images,
+                    benchmarks=(str(folder), str(retrieval(tmp_path / "scenes", range(6)))), probe=True)
+    assert set(evaluate.measured(settings, evaluate.opened(settings))) == evaluate.evaluate(colours(), settings).keys()
+
+
+@pytest.mark.parametrize(("what", "message"), [
+    ({"keep_best": "recal_at_1"}, "'recal_at_1' is not measured; did you mean 'recall_at_1'?"),
+    ({"retrieval": "cut.tar"}, "cut short"),
+    ({"benchmarks": ["colours"]}, "says class 2, and classnames.txt has 2")])
+def test_what_cannot_be_judged_is_not_trained(what: dict[str, object], message: str, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = shard(tmp_path / "0.tar", range(8)).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    classification(tmp_path / "colours", test=range(6))
+    (tmp_path / "colours" / "classnames.txt").write_text("red\nblue\n")
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)):
+        train(config(data="0.tar", eval={"retrieval": "0.tar", **what}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_model_is_right_about_nothing(tmp_path: Path) -> None:
+    """Embeddings that are no numbers rank last, whatever a comparison with them says."""
+    broken = np.full((6, 4), np.nan, np.float32)
+    assert set(recall_at_k(broken, broken, np.arange(6)).values()) == {0.0}
+    assert set(accuracy_at_k(broken, np.eye(6, 4, dtype=np.float32), np.arange(6)).values()) == {0.0}
+    half = np.eye(6, 4, dtype=np.float32)
+    half[0] = np.nan
+    assert recall_at_k(half, half, np.arange(6), at=(1,))["recall_at_1"] < 0.6
+    loaded = colours()
+    with torch.no_grad():
+        loaded.model.encode_image = lambda pixels, normalize=False: torch.full((len(pixels), 3), torch.nan)  # type: ignore[assignment]
+    found = evaluate.evaluate(loaded, Eval(retrieval=Data(shards=(str(shard(tmp_path / "0.tar", range(6))),))))
+    assert found["recall_at_10"] == 0 and "alignment" not in found

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.train.toys import config, logged, shard
 from train import finish
 from train.best import value_of
-from train.config import from_mapping
+from train.config import Eval, from_mapping
 from train.errors import ConfigError
 from train.finish import forgotten
 from train.log import Progress
@@ -200,3 +200,18 @@ def test_defaults_are_no_part_of_what_a_training_is() -> None:
     assert not {"keep_best", "stop_after", "before"} & plain["eval"].keys()
     changed = from_mapping({"data": "x", "samples_seen": 1, "lock": {"image": "all"}, "spike": {}}).identity()
     assert (changed["lock"], changed["spike"]) == ({"image": "all", "text": None}, {"z": 6.0, "window": 100})
+
+
+def test_weights_in_between_are_measured_as_they_are_used(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in training mode, also where `stop_after` ended the steps."""
+    train(settings(shards, samples_seen=16), tmp_path / "start")
+    real, modes = finish.evaluate, []
+
+    def watched(loaded: Loaded, asked: Eval) -> dict[str, float]:
+        modes.append(loaded.model.training)
+        return real(loaded, asked)
+
+    monkeypatch.setattr(finish, "evaluate", watched)
+    more = {"init": str(tmp_path / "start" / "model"), "wise_ft": [0, 0.5, 1]}
+    train(settings(shards, eval={"stop_after": 1, "every": 1, "keep_best": "modality_gap"}, **more), tmp_path / "out")
+    assert modes and not any(modes)

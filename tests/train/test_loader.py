@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.toys import caption, shard, table
+from tests.train.toys import caption, pairs, shard, table, write_tar
 from train.config import Data
 from train.data import Index, open_data
 from train.loader import Batch, Loader
@@ -74,3 +74,18 @@ def test_stopping_early_leaves_no_thread_behind(index: Index) -> None:
     next(batches)
     batches.close()
     assert threading.active_count() == before
+
+
+def test_what_stands_for_a_broken_picture_is_not_in_its_batch(tmp_path: Path) -> None:
+    """As long as the source has another one; never from another source."""
+    broken = ("000000002.png", "000000003.png")
+    members = [(name, b"no picture" if name in broken else content) for name, content in pairs(range(20))]
+    for number, numbers in enumerate((range(10), range(10, 20))):
+        wanted = {f"{n:09d}.{kind}" for n in numbers for kind in ("png", "txt")}
+        write_tar(tmp_path / f"{number}.tar", [member for member in members if member[0] in wanted])
+    index = open_data(Data(sources=tuple(Data(shards=(str(tmp_path / f"{n}.tar"),)) for n in range(2))))
+    loading = loader(index)
+    batch = frozenset({2, 4, 5, 9})
+    assert [loading._picture(n, batch)[0] for n in (2, 9, 3)] == [6, 9, 6]
+    assert loading._picture(3, frozenset(range(10)))[0] == 4, "there is no other"
+    assert loading._picture(13, batch)[0] >= 10

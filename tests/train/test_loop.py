@@ -275,7 +275,14 @@ def test_the_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert said.out.splitlines()[0].startswith("step 1/2  loss ") and said.err == ""
     assert said.out.splitlines()[-1] == f"model: {tmp_path}/run/model"
     assert main([str(file), "--set", "bach=1"]) == 2
-    assert capsys.readouterr() == ("", f"{file}:1: train has no setting 'bach'; did you mean 'batch'?\n")
+    assert capsys.readouterr() == ("", "--set bach=1: train has no setting 'bach'; did you mean 'batch'?\n")
+    assert main([str(file), "--set", "samples_seen=16", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "it was finished before, and nothing is trained"
+    assert main([str(file), "--out", str(file)]) == 2
+    assert capsys.readouterr().err == f"{file} is a file, and a training needs a folder\n"
+    file.write_text("source: {pairs: x}\nsteps: []\n")
+    assert main([str(file)]) == 2
+    assert f"{file} is a pipeline, which `curate run {file}` runs" in capsys.readouterr().err
     assert main(["--models"]) == 0
     assert {"curate-conv-64", "ViT-B-32"} <= set(capsys.readouterr().out.split())
 

@@ -97,3 +97,9 @@ def test_soft_answers() -> None:
                 for rows, others in ((image, more_texts), (text, more_images)) for n, row in enumerate(rows)]
     found = soft_clip_loss(image, text, more_images, more_texts, torch.tensor(3.0), answers, answers)
     assert found.item() == pytest.approx(sum(expected) / 4, rel=1e-12)
+
+
+def test_a_model_that_has_diverged_still_gets_partners() -> None:
+    """Its loss is what stops it: torch would refuse to draw by weights that are no numbers."""
+    drawn = wrong_partners(torch.full((4, 4), torch.nan), torch.arange(4))
+    assert all(0 <= int(column) < 4 and int(column) != row for row, column in enumerate(drawn))

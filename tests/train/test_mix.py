@@ -121,7 +121,7 @@ def test_the_weights_of_sources_are_part_of_the_data(tmp_path: Path) -> None:
 def test_weights_say_how_often() -> None:
     weight = np.array([4.0, 2, 1, 1, 0.5, 4, 4, 3.5])
     walk = Walk(0, 8, 5, lambda step: 2 * step, weight=weight)
-    assert walk.size_of_all == 5
+    assert walk.size(0) == 5
     steps = [walk.pictures(step).tolist() for step in range(1600)]
     assert all(len(set(batch)) == 2 for batch in steps)
     seen = np.bincount(np.concatenate(steps), minlength=8)

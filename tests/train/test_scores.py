@@ -1,5 +1,6 @@
 """A score table lies over the data by uid: what is kept, how often it is seen, which caption it shows."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.train.toys import table, uid_pairs, write_tar
+from tests.train.toys import config, pairs, table, uid_pairs, write_tar
 from train.data import open_data
 from train.data_settings import Data
 from train.errors import DataError
 from train.index import Index
+from train.order import make_order
 
 
 def scores(folder: Path, columns: Mapping[str, Any], name: str = "scores.parquet") -> str:
@@ -146,7 +148,7 @@ def test_another_table_is_other_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("columns", "message"), [
     ({"id": ["u0"]}, "has no column 'uid'; did you mean 'id'?"),
     ({"uid": ["u0", None]}, ": a row has no uid"),
-    ({"uid": ["u0", "u1", "u0"]}, ": 1 uids stand twice, in row 2 and others"),
+    ({"uid": ["u0", "u1", "u0"]}, ": a uid stands twice, first in row 2"),
     ({"uid": ["u8"]}, " knows the uid of none of the 4 rows"),
     ({"uid": ["u0"], "keep": [1]}, ": column 'keep' is int64, not bool"),
     ({"uid": ["u0"], "weight": ["much"]}, ": column 'weight' is string, not number"),
@@ -167,3 +169,41 @@ def test_a_curriculum_needs_its_column(tmp_path: Path) -> None:
         opened(tmp_path, {"uid": ["u0"], "clip_cosine": [0.1]}, rank="clip_cos")
     with pytest.raises(DataError, match="no scores say 'clip_cos' of .*0.tar, which the curriculum goes by"):
         open_data(Data(shards=(str(tmp_path / "0.tar"),)), "clip_cos")
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    (pa.array([0], pa.int32()), pa.array([0], pa.int64())),
+    (pa.array([["a"]], pa.list_(pa.string())), pa.array([["b"]], pa.large_list(pa.large_string()))),
+    (pa.array(["a"], pa.string()), pa.array(["b"], pa.large_string()))])
+def test_files_may_have_other_widths(first: pa.Array, second: pa.Array, tmp_path: Path) -> None:
+    for n, column in enumerate((first, second)):
+        pq.write_table(pa.table({"uid": [f"u{n}"], "caption": column}), tmp_path / f"{n}.parquet")
+    write_tar(tmp_path / "0.tar", uid_pairs(range(2)))
+    scores = tuple(str(tmp_path / f"{n}.parquet") for n in range(2))
+    assert len(open_data(Data(shards=(str(tmp_path / "0.tar"),), scores=scores))) == 2
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    for n, column in enumerate(([0], ["a"])):
+        pq.write_table(pa.table({"uid": [f"u{n}"], "caption": column}), tmp_path / f"{n}.parquet")
+    write_tar(tmp_path / "0.tar", uid_pairs(range(2)))
+    with pytest.raises(DataError, match="column 'caption' is int64 in one file and large_string in another"):
+        open_data(Data(shards=(str(tmp_path / "0.tar"),), scores=tuple(str(tmp_path / f"{n}.parquet") for n in range(2))))
+
+
+def test_the_weights_of_rows_are_their_shares_of_a_picture(tmp_path: Path) -> None:
+    """However many captions each has, and whether their chances are said."""
+    metas = [{"uid": "a", "image_id": 7, "captions": ["x", "y", "z"]}, {"uid": "b", "image_id": 7, "captions": ["w"]}]
+    members = [member for n, meta in enumerate(metas) for member in (pairs([n])[0], (f"{n:09d}.json", json.dumps(meta).encode()))]
+    write_tar(tmp_path / "0.tar", members)
+    pq.write_table(pa.table({"uid": ["a", "b"], "weight": [1.0, 1.0]}), tmp_path / "s.parquet")
+    index = open_data(Data(shards=(str(tmp_path / "0.tar"),), scores=(str(tmp_path / "s.parquet"),)))
+    assert index.chance is not None and index.chance.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+def test_an_epoch_is_as_many_pairs_as_there_are_pictures(tmp_path: Path) -> None:
+    """Also where one picture is seen more often than the others."""
+    write_tar(tmp_path / "0.tar", uid_pairs(range(40)))
+    pq.write_table(pa.table({"uid": [f"u{n}" for n in range(40)], "weight": [3.0] + [1.0] * 39}), tmp_path / "s.parquet")
+    index = open_data(Data(shards=(str(tmp_path / "0.tar"),), scores=(str(tmp_path / "s.parquet"),)))
+    assert make_order(index, config(data="x", batch=8)).steps_per_epoch == 5

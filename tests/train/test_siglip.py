@@ -89,3 +89,12 @@ def test_only_clips_scale_has_a_limit(folder: Path) -> None:
     for loss, expected in (("siglip", 117.0), ("clip", 100.0)):
         trained(folder, f"steep-{loss}", init=str(steep), loss=loss, samples_seen=16, lr=1e-6)
         assert steps(folder / f"steep-{loss}")[-1]["scale"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_config_that_says_a_bias_and_no_scale_starts_at_both() -> None:
+    """As open_clip's SigLIP models do, whose scale would else be a softmax's."""
+    loaded = load("toy-vit-32", "random")
+    loaded.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+    for fresh, scale in ((False, 1 / 0.07), (True, 10.0)):
+        found = with_bias(loaded, fresh=fresh).model
+        assert (found.logit_scale.exp().item(), found.logit_bias.item()) == (pytest.approx(scale, rel=1e-4), -10.0)

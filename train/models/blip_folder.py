@@ -28,7 +28,7 @@ from train.errors import WeightsError
 from train.files import read_json
 from train.models.clip import autocast, padded
 from train.models.vocabulary import ENC
-from train.models.weights import file_digest, one_line, tensors_digest
+from train.models.weights import CARD, file_digest, one_line, tensors_digest
 
 Kind = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
 """The captioner, and the matcher with its two heads."""
@@ -79,8 +79,12 @@ def load(kind: Kind, name: str, device: str | torch.device = "cpu", precision: s
             model, info = getattr(transformers, kind).from_pretrained(
                 name, use_safetensors=file.suffix == ".safetensors", weights_only=True, output_loading_info=True,
                 dtype=torch.float32)
-            tokenizer = transformers.BertTokenizer.from_pretrained(name)
+            tokenizer = tokenizer_of(name, model.config)
             processor = transformers.BlipImageProcessor.from_pretrained(name)
+        seen = int(processor.size["height"])
+        if seen != model.config.vision_config.image_size:
+            raise ValueError(f"its preprocessor_config.json makes pictures of {seen} pixels, and it sees "
+                             f"{model.config.vision_config.image_size}")
     except BAD as error:
         raise WeightsError(f"{name}: not weights of a {kind}: {one_line(error)}") from None
     lacking = sorted(info["missing_keys"])
@@ -100,13 +104,19 @@ def weights_file(name: str) -> Path:
     else:
         found = _cached(name, SAFE) or _cached(name, PICKLED)
     if found is None:
-        raise WeightsError(f"{name} holds neither {SAFE} nor {PICKLED}")
+        missing = "holds" if Path(name).is_dir() else "is no folder, and Hugging Face gives"
+        raise WeightsError(f"{name} {missing} neither {SAFE} nor {PICKLED}")
     return found
 
 
 def digest(name: str) -> str:
-    """sha256, as hex, over the tensors' content and the files that say how texts and pictures become numbers."""
+    """sha256, as hex, over the tensors' content and the files that say how texts and pictures become numbers. Raises
+    WeightsError where there is no BLIP."""
     file = weights_file(name)
+    try:
+        _check_config(name)
+    except BAD as error:
+        raise WeightsError(f"{name}: no BLIP: {one_line(error)}") from None
     tensors = file_digest(file) if file.name == SAFE else tensors_digest(tensors_of(file))
     found = hashlib.sha256(tensors.encode())
     for beside in BESIDE:
@@ -122,6 +132,25 @@ def _check_config(name: str) -> None:
     config = read_json(path) if path is not None else None
     if not config or config.get("model_type") != "blip":
         raise ValueError("its config.json is missing, or no BLIP's")
+
+
+def tokenizer_of(name: str, config: Any) -> Any:
+    """The tokenizer beside the weights. Raises ValueError where its words are not the model's: without its files transformers
+    makes one that knows five."""
+    found = transformers.BertTokenizer.from_pretrained(name)
+    if len(found) < config.text_config.vocab_size - 2:      # [DEC] and [ENC], which published tokenizers do not name
+        raise ValueError(f"its tokenizer knows {len(found)} words and the model {config.text_config.vocab_size}; tokenizer.json "
+                         "or vocab.txt is missing, or another model's")
+    return found
+
+
+def learnt(name: str) -> str | None:
+    """The loss that the weights of a folder last learnt by here; None of others'."""
+    try:
+        settings = (read_json(Path(name) / CARD) or {}).get("settings")
+    except ValueError:
+        return None
+    return settings.get("loss") if isinstance(settings, dict) else None     # a card does not say `clip`, the default
 
 
 def enc_id(name: str, tokenizer: Any, config: Any) -> int:

@@ -14,13 +14,13 @@ from typing import Any
 import open_clip
 import torch
 from torch import Tensor
-from transformers import BertTokenizer, BlipConfig
+from transformers import BlipConfig
 
 from train.errors import WeightsError, did_you_mean
 from train.files import read_json, write_json
 from train.matching import SMOOTHING
 from train.models.blip import CLIP_PIXELS, LOG_SCALE, Blip
-from train.models.blip_folder import BAD, SAFE, enc_id, tensors_of, weights_file
+from train.models.blip_folder import BAD, SAFE, enc_id, tensors_of, tokenizer_of, weights_file
 from train.models.vocabulary import ENC, Tokens, small_tokenizer
 from train.models.weights import Format, Loaded, one_line, seeded
 
@@ -45,7 +45,8 @@ def load(model: str, pretrained: str) -> Loaded:
         return _new(model, pretrained)
     file = weights_file(folder)
     try:
-        config, tokenizer = BlipConfig.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
+        config = BlipConfig.from_pretrained(folder)
+        tokenizer = tokenizer_of(folder, config)
         tensors = tensors_of(file)
         judges = "itm_head.weight" in tensors
         net = Blip(config, enc_id(folder, tokenizer, config) if judges else NO_ENC, judges=judges,

@@ -23,13 +23,14 @@ SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 """Where scale (its logarithm) and bias start: Zhai et al. 2023 (arXiv 2303.15343), section 3.3; by open_clip's names."""
 
 
-def with_bias(loaded: Loaded) -> Loaded:
+def with_bias(loaded: Loaded, *, fresh: bool = False) -> Loaded:
     """The model with the `logit_bias` that the sigmoid loss needs; a SigLIP model keeps its own.
 
-    Where the weights have none, scale and bias start as published: a scale learnt for a softmax is none for single pairs.
+    Where the weights have none, or are `fresh` and their configuration says no scale, scale and bias start as published: a scale
+    learnt or meant for a softmax is none for single pairs.
     """
     model = loaded.model
-    if model.logit_bias is not None:
+    if model.logit_bias is not None and not (fresh and "init_logit_scale" not in loaded.config):
         return loaded
     with torch.no_grad():
         model.logit_scale.fill_(SIGLIP["init_logit_scale"])

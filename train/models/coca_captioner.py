@@ -34,6 +34,9 @@ class CocaCaptioner:
         prompt = loaded.tokenizer([decoding.prompt.strip()])[0]
         self._prompt = prompt[: int((prompt == self._end).nonzero()[0, 0])].to(loaded.device)
         self._most = min(decoding.max_tokens, loaded.model.text.context_length - len(self._prompt))
+        if self._most < decoding.min_tokens:
+            raise ConfigError(f"a prompt of {len(self._prompt)} tokens leaves {max(0, self._most)} of the {loaded.name}'s "
+                              f"{loaded.model.text.context_length} for a caption of at least {decoding.min_tokens}")
         self._never = [self._pad, first]
 
     @torch.inference_mode()
@@ -57,12 +60,13 @@ class CocaCaptioner:
         scores = rules(how, len(self._prompt), self._end, self._never, self._loaded.device)
         tokens_BL = self._prompt.expand(len(pixels_BCHW), -1)
         ended_B = torch.zeros(len(pixels_BCHW), dtype=torch.bool, device=self._loaded.device)
-        with autocast(self._loaded.device, self._loaded.precision):
+        only_last = model.text_decoder.ln_final.register_forward_hook(lambda _module, _given, states_BLD: states_BLD[:, -1:])
+        with only_last, autocast(self._loaded.device, self._loaded.precision):   # else all words of all places are computed
             _, states_BPD = model._encode_image(pixels_BCHW)
             for place in range(self._most):
                 _, embedded_BLD = model._encode_text(tokens_BL)
-                logits_BLV = model.text_decoder(states_BPD, embedded_BLD)
-                drawn_B = draw(scores(tokens_BL, logits_BLV[:, -1].float()), draws_BT[:, place])
+                logits_BV = model.text_decoder(states_BPD, embedded_BLD)[:, 0]
+                drawn_B = draw(scores(tokens_BL, logits_BV.float()), draws_BT[:, place])
                 tokens_BL = torch.cat([tokens_BL, torch.where(ended_B, self._pad, drawn_B)[:, None]], dim=1)
                 ended_B |= drawn_B == self._end
                 if ended_B.all():

@@ -48,7 +48,7 @@ class Decoding:
 
 
 def rules(how: Decoding, num_prompt: int, end: int, never: Sequence[int], device: torch.device) -> LogitsProcessorList:
-    """What transformers' `generate` does to the scores of tokens under the same settings, in its order.
+    """What transformers' `generate` does to the scores of tokens under the same settings and `top_k=0`, in its order.
 
     `num_prompt` tokens are given; `end` ends a caption, not before `min_tokens`; those in `never` are not drawn.
     """

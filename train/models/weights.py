@@ -115,6 +115,8 @@ def _load(model: str, pretrained: str) -> Loaded:
             if has_decoder(net) and pretrained.startswith("random"):
                 start_decoder(net)
             tokenizer = open_clip.get_tokenizer(name) if tag is None and ":" in name else _tokenizer(name)
+    except pickle.UnpicklingError:  # torch's own message says how to run the payload
+        raise WeightsError(f"{pretrained}: holds more than tensors, which could run a program, or is broken") from None
     except BAD_WEIGHTS as error:
         raise WeightsError(f"{pretrained}: not weights of {model}: {one_line(error)}") from None
     return Loaded(model, net, preprocess, tokenizer, torch.device("cpu"), open_clip.get_model_config(name))
@@ -192,6 +194,8 @@ def _checked(model: str, pretrained: str) -> tuple[str, str | None]:
     if Path(pretrained).is_file():
         return name, pretrained
     tags = open_clip.list_pretrained_tags_by_model(name)
+    if (Path(pretrained) / "model" / CARD).is_file():
+        raise WeightsError(f"{pretrained} is a training; its model is {Path(pretrained) / 'model'}")
     if not open_clip.is_pretrained_cfg(name, pretrained):
         raise WeightsError(f"no file, checkpoint folder or pretrained tag '{pretrained}' of {model}"
                            f"{did_you_mean(pretrained, tags)}")

@@ -21,9 +21,10 @@ class Coca(Clip):
 
     def __init__(self, loaded: Loaded, config: Config) -> None:
         super().__init__(loaded, config)
-        if not has_decoder(self.model):
+        if not has_decoder(self.model) or not hasattr(self.model, "_encode_image"):
+            lacks = "is a BLIP, which learns by loss: blip" if has_decoder(self.model) else "has no decoder"
             raise ConfigError(f"loss: coca needs a model that writes captions, like coca_ViT-B-32 or curate-coca-64; "
-                              f"{loaded.name} has no decoder")
+                              f"{loaded.name} {lacks}")
         self._weight = config.caption_weight
 
     def forward(self, pixels_NCHW: Tensor, tokens_NL: Tensor, pictures_N: Tensor) -> Embedded:
