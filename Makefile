@@ -28,7 +28,9 @@ endef
 # The system's certificates, so that a machine behind its own authority works; and never a Python from elsewhere.
 UV_SYSTEM_CERTS     ?= 1
 UV_PYTHON_DOWNLOADS ?= never
-export UV_SYSTEM_CERTS UV_PYTHON_DOWNLOADS
+# Bytecode once, here: a training starts in 8 seconds instead of 22 where nobody may write it later.
+UV_COMPILE_BYTECODE ?= 1
+export UV_SYSTEM_CERTS UV_PYTHON_DOWNLOADS UV_COMPILE_BYTECODE
 
 # A library of a library asks the network for its own newest version at import.
 export NO_ALBUMENTATIONS_UPDATE = 1
