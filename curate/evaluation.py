@@ -52,7 +52,8 @@ def _taught(checkpoint: str, model: str | None) -> dict[str, str]:
 
 
 def _loaded(checkpoint: str, model: str | None) -> Any:
-    from train.models.weights import CARD, load
+    from train.models.folder import CARD
+    from train.models.weights import load
 
     card = _card(checkpoint)
     name = model or card.get("model")
@@ -69,7 +70,7 @@ def _card(checkpoint: str) -> Mapping[str, Any]:
     """What train.json says of a checkpoint of ours; nothing of anybody else's. Raises UserError, or DataError of `train`, where
     it is not what a training writes."""
     from train.data import checked_entries
-    from train.models.weights import CARD
+    from train.models.folder import CARD
 
     path = Path(checkpoint) / CARD
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from curate import files, tombstones
 from curate.errors import RunStopped, UserError
 from curate.store import Store
+from curate.weights import WeightsIds
 from curate.work import failure
 
 KILLED = "the training process was killed (out of memory?); the same command goes on from its last checkpoint"
@@ -41,7 +42,7 @@ class Trainer:
         self._training = training
         self._settings = {**({"model": model} if model else {}), **settings}
         self._where = where
-        self._digests: dict[str, str] = {}
+        self._weights = WeightsIds(store)
         if model and self._settings["model"] != model:
             raise UserError(f"train.model is {self._settings['model']}, but the step that the loop trains for has {model}", where)
         self._check()
@@ -63,7 +64,7 @@ class Trainer:
     def train(self, pairs: Path, chain: str) -> str:
         """The weights (a path below the run's folder) after training on a table of pairs. A model that is there stays, also when
         rows were taken down since: another table would be another training's."""
-        from train.models.weights import CARD
+        from train.models.folder import CARD
 
         name = f"models/{files.digest([self.config_digest, chain])}"
         if tombstones.path_of(self._store.root).exists() and (self._store.root / name / "model" / CARD).exists():
@@ -90,11 +91,7 @@ class Trainer:
 
     def digest(self, weights: str) -> str:
         """The tensors' hash."""
-        if weights not in self._digests:
-            from train.models.weights import weights_digest
-
-            self._digests[weights] = str(weights_digest(self._settings["model"], self._located(weights)))
-        return self._digests[weights]
+        return self._weights.digest(self._settings["model"], self._located(weights))
 
     def _located(self, weights: str) -> str:
         path = self._store.root / weights

@@ -4,7 +4,7 @@ Loading a model only to hash it costs seconds, so answers are remembered in the 
 change, a published tag's by the library's version.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,28 @@ class WeightsIds:
         import torch
 
         model, pretrained = str(settings.get("model", "")), str(settings[name])
-        key = f"{model} {pretrained} {_stamp(pretrained)}"
         if "blip" in spec.settings[name].tags:
             _check_learnt(spec, name, pretrained)
+            digest = self._remembered(model, pretrained, lambda: _blip(pretrained))
+        else:
+            digest = self.digest(model, pretrained)
+        return [digest, "cuda" if torch.cuda.is_available() else "cpu"]
+
+    def digest(self, model: str, pretrained: str) -> str:
+        """The hash of the tensors of a model that is trained here, or embeds."""
+        return self._remembered(model, pretrained, lambda: _clip(model, pretrained))
+
+    def _remembered(self, model: str, pretrained: str, found: Callable[[], str]) -> str:
+        key = f"{model} {pretrained} {_stamp(pretrained)}"
         if key not in self._known:
-            self._known[key] = _blip(pretrained) if "blip" in spec.settings[name].tags else _clip(model, pretrained)
+            self._known = {**files.read_json(self._path, {}), key: found()}     # another may have asked in the meantime
             files.write_json(self._path, self._known, self._store.attempt)
-        return [self._known[key], "cuda" if torch.cuda.is_available() else "cpu"]
+        return self._known[key]
 
 
 def _check_learnt(spec: Spec, setting: str, name: str) -> None:
     """Raises UserError for a captioner that is to judge, or a filter that is to write: its other half was left behind."""
-    from train.models.blip_folder import learnt
+    from train.models.folder import learnt
 
     loss = learnt(name)
     for purpose, unfit in (("writes", "blip_filter"), ("judges", "blip_captioner")):
@@ -49,7 +59,7 @@ def _check_learnt(spec: Spec, setting: str, name: str) -> None:
 
 
 def _clip(model: str, pretrained: str) -> str:
-    from train.models.weights import weights_digest
+    from train.models.folder import weights_digest
 
     return weights_digest(model, pretrained)
 

@@ -16,7 +16,8 @@ from tests.train.test_weights import Payload
 from tests.train.toys import shard
 from train.checkpoint import write_model
 from train.files import write_json
-from train.models.weights import CARD, load
+from train.models.folder import CARD
+from train.models.weights import load
 
 
 @pytest.fixture(scope="module")

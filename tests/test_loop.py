@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.certificate import digest_of
 from curate.errors import UserError
 from curate.evaluation import unchecked
 from curate.heads.layers import Linear
@@ -33,6 +32,11 @@ STEPS = """\
   - clip_embed: {as: loop, model: curate-conv-64, pretrained: loop, first: raw}
   - clip_score: {of: loop}
   - keep: {top: 0.7, by: loop_clip_cos}
+"""
+CHECKED = """\
+  - image_hash
+  - decontaminate: {against: exam}
+  - keep: not contaminated
 """
 PIPELINE = f"""\
 source: {{images: photos.csv, path: file, caption: caption, shard_rows: 40}}
@@ -59,9 +63,9 @@ def write_site(folder: Path, rows: int = 120) -> None:
     (folder / "pipeline.yaml").write_text(PIPELINE.replace("caption: caption,", "caption: caption, url: url,"))
 
 
-def start(folder: Path, out: str, on: str = "local") -> "subprocess.Popen[str]":
-    """`curate run` on two workers."""
-    command = [sys.executable, "-m", "curate", "run", "pipeline.yaml", "--on", on, "--workers", "2", "--out", out]
+def start(folder: Path, out: str, on: str = "local", workers: int = 1) -> "subprocess.Popen[str]":
+    """`curate run`."""
+    command = [sys.executable, "-m", "curate", "run", "pipeline.yaml", "--on", on, "--workers", str(workers), "--out", out]
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
     return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -72,9 +76,14 @@ SAME = ("shards", "funnel.json", "rounds.json")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_round_is_recorded_resumed_and_the_same_after_kills_and_on_ray(tmp_path: Path) -> None:
-    """One training, on the raw pool; nothing done twice; same bytes when killed in training and again in measuring."""
+    """One training, on the raw pool; nothing done twice; same bytes when killed in training and again in measuring. The model
+    says what its rows were checked for."""
     write_site(tmp_path)
-    said, complaints = start(tmp_path, "whole").communicate()
+    (tmp_path / "exam").mkdir()
+    scene(500).save(tmp_path / "exam/asked.png")
+    text = (tmp_path / "pipeline.yaml").read_text().replace("steps:\n", f"steps:\n{CHECKED}")
+    (tmp_path / "pipeline.yaml").write_text(text)
+    said, complaints = start(tmp_path, "whole", workers=2).communicate()
     assert "rows in" in said, complaints
     rounds = json.loads((tmp_path / "whole/rounds.json").read_text())
     assert [r["round"] for r in rounds] == [0, 1]
@@ -85,10 +94,13 @@ def test_a_round_is_recorded_resumed_and_the_same_after_kills_and_on_ray(tmp_pat
     assert json.loads((tmp_path / "whole/funnel.json").read_text()) == best["funnel"]
     held_out = next(e for e in best["funnel"] if e["what"] == "keep not held_out")["dropped"]
     assert 0 < held_out < 60
+    card = json.loads((tmp_path / "whole" / rounds[1]["weights"] / "train.json").read_text())
+    assert [entry["benchmark"] for entry in card["data"]["decontaminated"]] == ["exam"]
+    assert list(unchecked(str(tmp_path / "whole" / rounds[1]["weights"]), [str(tmp_path / "exam")])) == []
     again, _ = start(tmp_path, "whole").communicate()
     assert "measured now: nothing" in again
 
-    _, complaints = start(tmp_path, "ray", on="ray").communicate()
+    _, complaints = start(tmp_path, "ray", on="ray", workers=2).communicate()
     assert tree(tmp_path / "ray", *SAME) == tree(tmp_path / "whole", *SAME), complaints
 
     for moment in ("training", "measuring"):
@@ -200,27 +212,3 @@ def test_threshold_on_a_column_of_the_loop_is_refused(tmp_path: Path, monkeypatc
                               "train: {samples_seen: 1}\n")
     with pytest.raises(UserError, match="p.yaml:7: 'loop_clip_cos' depends on the weights the loop trains, so a fixed threshold"):
         load(Path("p.yaml"))
-
-
-@pytest.mark.slow
-def test_a_model_of_the_loop_says_what_its_rows_were_checked_for(tmp_path: Path) -> None:
-    """Its first training is on the raw pool, before `keep: {top: …}`, its second behind that; both behind the check. Three rounds
-    are recorded, or two where the first training is not promoted."""
-    write_site(tmp_path, rows=60)
-    (tmp_path / "exam").mkdir()
-    scene(500).save(tmp_path / "exam/asked.png")
-    checked = "  - image_hash\n  - decontaminate: {against: exam}\n  - keep: not contaminated\n"
-    text = (tmp_path / "pipeline.yaml").read_text().replace("steps:\n", "steps:\n" + checked)
-    text = text.replace("samples_seen: 480", "samples_seen: 64").replace("trainings: 1", "trainings: 2")
-    (tmp_path / "pipeline.yaml").write_text(text)
-    said, complaints = start(tmp_path, "out").communicate()
-    assert "rows in" in said, complaints
-    rounds = json.loads((tmp_path / "out/rounds.json").read_text())
-    assert [r["round"] for r in rounds] == list(range(len(rounds))) and len(rounds) == (3 if rounds[1]["promoted"] else 2)
-    assert len({r["weights_digest"] for r in rounds}) == len(rounds)
-    cards = [json.loads(path.read_text()) for path in (tmp_path / "out/models").glob("*/model/train.json")]
-    entry = {"benchmark": "exam", "digest": digest_of(str(tmp_path / "exam")), "keep": "not contaminated", "bytes": True,
-             "hash_bits": 4, "max_levels": 24}
-    assert cards
-    assert [card["data"]["decontaminated"] for card in cards] == [[entry]] * len(cards)
-    assert list(unchecked(str(next((tmp_path / "out/models").glob("*/model"))), [str(tmp_path / "exam")])) == []

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import files
+from curate.certificate import digest_of
 from curate.folder import Folder
 from curate.gc import _models
 from curate.loop import run_rounds
@@ -23,7 +24,7 @@ from curate.training import Trainer
 from tests.running import tree, write_pipeline
 from tests.train.toys import caption, scene
 from train.config import Data
-from train.data import open_data
+from train.data import decontaminated, open_data
 
 CHOICE = """\
 import pyarrow as pa
@@ -129,6 +130,18 @@ def test_a_round_learns_what_the_shards_have(here: Path) -> None:
 def test_a_choice_before_the_loop_s_model_is_learnt_from_the_start(here: Path) -> None:
     raw, second = rounds(here, CHOOSE, *HELD_OUT, *MODEL, ALL, out="early")
     assert of_table(raw) == of_table(second) == of_shards(here, "early")
+
+
+def test_tables_say_what_their_rows_were_checked_for(here: Path) -> None:
+    """That of the raw pool, before the loop's keep, and that behind it; both behind the check."""
+    (here / "exam").mkdir()
+    scene(500).save(here / "exam/asked.png")
+    check = ("image_hash", "decontaminate: {against: exam}", "keep: not contaminated")
+    entry = {"benchmark": "exam", "digest": digest_of(str(here / "exam")), "keep": "not contaminated", "bytes": True,
+             "hash_bits": 4, "max_levels": 24}
+    tables = rounds(here, *check, *HELD_OUT, *MODEL, CHOOSE, ALL, out="checked")
+    assert len(tables) == 2
+    assert all(decontaminated(Data(table=(str(table),))) == {"decontaminated": [entry]} for table in tables)
 
 
 @pytest.mark.slow

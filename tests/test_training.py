@@ -45,3 +45,13 @@ def test_a_wrong_block_is_one_line(settings: object, message: str, tmp_path: Pat
 
 def test_a_block_without_a_model_has_the_default(tmp_path: Path) -> None:
     assert Trainer(Store(tmp_path, "a"), {"samples_seen": 100}, "", "").config.model == "ViT-B-32"
+
+
+def test_what_random_weights_hash_to_is_remembered_in_the_run_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later attempt loads no model for it; and what a step asked in the meantime stays known."""
+    block = {"model": "curate-conv-64", "samples_seen": 100}
+    one, other = (Trainer(Store(tmp_path, name), block, "", "") for name in "ab")
+    found = [one.digest("random:1"), other.digest("random:2"), one.digest("random:3")]
+    assert len(set(found)) == 3
+    monkeypatch.setattr("train.models.folder.weights_digest", lambda *_: pytest.fail("it was not remembered"))
+    assert [Trainer(Store(tmp_path, "c"), block, "", "").digest(f"random:{seed}") for seed in (1, 2, 3)] == found

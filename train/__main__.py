@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def ended(model: Path, finished: bool) -> Iterator[str]:
     """What a person should know of a training that is over, besides its figures."""
     from train.files import read_json
-    from train.models.weights import CARD
+    from train.models.folder import CARD
 
     card = read_json(model / CARD) or {}
     if finished:

@@ -13,7 +13,8 @@ from train.checkpoint import Purpose, save_model
 from train.config import Eval
 from train.errors import ConfigError, did_you_mean
 from train.files import read_json
-from train.models.weights import CARD, Loaded
+from train.models.folder import CARD
+from train.models.weights import Loaded
 
 LOWER_IS_BETTER = ("alignment", "image_uniformity", "text_uniformity", "modality_gap")
 """Figures of which less is better."""

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from train.errors import ConfigError
 from train.files import new_folder, read_json, sweep, write_json
-from train.models.weights import CARD, Loaded, format_of, tensors_digest
+from train.models.folder import CARD
+from train.models.weights import Loaded, format_of, tensors_digest
 from train.objectives import Objective
 
 OPTIMIZER, LEARNING, LOSS = "optimizer.safetensors", "learning.safetensors", "loss.safetensors"

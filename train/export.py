@@ -20,7 +20,8 @@ from train.checkpoint import write_model
 from train.errors import ConfigError, WeightsError, did_you_mean
 from train.files import new_folder, write_json
 from train.huggingface import save_preprocessing, to_transformers, without_bars
-from train.models.weights import CARD, Loaded, load
+from train.models.folder import CARD
+from train.models.weights import Loaded, load
 
 RECORD = "export.json"
 TOLERANCE = 1e-4

@@ -168,7 +168,7 @@ def _state_of(folder: Folder) -> dict[str, str]:
 def _weights_digest(embedder: Embedder) -> str:
     if not embedder.model:
         return ""
-    from train.models.weights import weights_digest
+    from train.models.folder import weights_digest
 
     return weights_digest(embedder.model, embedder.weights)
 

@@ -9,7 +9,8 @@ from tests.train.toys import caption, scene
 from train.checkpoint import write_model
 from train.files import write_json
 from train.models import blip_weights
-from train.models.weights import CARD, Loaded, load
+from train.models.folder import CARD
+from train.models.weights import Loaded, load
 
 blip_weights.FOLDERS.append(Path(__file__).parent / "models")
 TOY = "blip-toy-32"

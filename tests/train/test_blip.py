@@ -18,8 +18,9 @@ from train.errors import ConfigError, WeightsError
 from train.matching import lm_loss
 from train.models.blip_weights import waves
 from train.models.clip import embed_images, embed_texts
+from train.models.folder import CARD, weights_digest
 from train.models.matcher import Matcher
-from train.models.weights import CARD, Loaded, load, weights_digest
+from train.models.weights import Loaded, load
 from train.objectives import make_objective
 
 logging.disable_progress_bar()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.blips import write_blip
 from train.errors import WeightsError
 from train.models import weights
-from train.models.blip_folder import digest, learnt, load
+from train.models.blip_folder import digest, load
+from train.models.folder import learnt
 
 KINDS = ("BlipForConditionalGeneration", "BlipForImageTextRetrieval")
 

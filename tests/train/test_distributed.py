@@ -13,7 +13,7 @@ from tests.train.toys import SMALL, config, logged, shard
 from train.dist import Ranks, processes
 from train.errors import ConfigError
 from train.loop import train
-from train.models.weights import weights_digest
+from train.models.folder import weights_digest
 
 
 def torchrun(file: Path, out: Path, *sets: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,8 @@ from train.errors import ConfigError, WeightsError
 from train.export import export, inputs, lines
 from train.huggingface import image_processor, to_transformers
 from train.models.clip import embed_images, embed_texts, with_bias
-from train.models.weights import Loaded, load, weights_digest
+from train.models.folder import weights_digest
+from train.models.weights import Loaded, load
 
 PICTURES, TEXTS = [scene(n, 32) for n in range(5)], [caption(n) for n in range(5)]
 

@@ -35,7 +35,8 @@ from train.config import Config, Data, Eval
 from train.errors import ConfigError, DataError, Diverged, WeightsError
 from train.log import Log, Progress, duration
 from train.loop import train
-from train.models.weights import load, weights_digest
+from train.models.folder import weights_digest
+from train.models.weights import load
 from train.objectives import contrastive
 from train.optim import learning_rate, make_optimizer
 

@@ -22,7 +22,7 @@ from train.config import Config
 from train.data import open_data
 from train.loader import Loader
 from train.loop import train
-from train.models.weights import weights_digest
+from train.models.folder import weights_digest
 from train.order import make_order
 from train.pictures import TrainCrop
 

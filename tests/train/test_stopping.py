@@ -18,7 +18,7 @@ from tests.train.toys import SMALL, config, logged, shard
 from train.errors import Stopped
 from train.log import Progress
 from train.loop import train
-from train.models.weights import weights_digest
+from train.models.folder import weights_digest
 from train.stopping import listening
 
 
@@ -129,33 +129,27 @@ def test_a_pipeline_s_training_is_waited_for(shards: str, tmp_path: Path) -> Non
 
 def two_processes(shards: str, folder: Path, out: Path) -> list[str]:
     """The command of a training by two processes."""
-    (folder / "toy.yaml").write_text(json.dumps({**SMALL, "data": shards, "samples_seen": "20 epochs", "processes": 2}))
+    (folder / "toy.yaml").write_text(json.dumps({**SMALL, "data": shards, "samples_seen": "40 epochs", "processes": 2}))
     return [sys.executable, "-m", "tests.train.command", str(folder / "toy.yaml"), "--out", str(out)]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of the weights of that training."""
-    folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(two_processes(shards, folder, folder / "out"), capture_output=True, check=True)
-    return weights_digest(SMALL["model"], str(folder / "out" / "model"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
-def test_several_processes_end_behind_the_same_step(number: signal.Signals, group: bool, code: int, shards: str, undisturbed: str,
-                                                    tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to all, and a SIGTERM to the first: one line, the same weights in the end."""
-    command, out = two_processes(shards, tmp_path, tmp_path / "out"), tmp_path / "out"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    (os.killpg if group else os.kill)(process.pid, number)
-    said = process.communicate()[1].splitlines()
-    (name,) = checkpoints(out)
-    assert (process.returncode, said[-1]) == (code, f"stopped after step {int(name)} of 60; the same command goes on from there")
-    assert len(said) == 1 + group
+def test_several_processes_end_behind_the_same_step(shards: str, tmp_path: Path) -> None:
+    """A SIGTERM to the first, then Ctrl-C, which a terminal sends to all: one line each, the same weights in the end."""
+    subprocess.run(two_processes(shards, tmp_path, tmp_path / "whole"), capture_output=True, check=True)
+    out, at = tmp_path / "out", 0
+    command = two_processes(shards, tmp_path, out)
+    for number, group, code in ((signal.SIGTERM, False, 143), (signal.SIGINT, True, 130)):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        assert process.stdout is not None
+        assert f"step {at + 1}/120" in process.stdout.readline()
+        (os.killpg if group else os.kill)(process.pid, number)
+        said = process.communicate()[1].splitlines()
+        at = int(checkpoints(out)[-1])
+        assert (process.returncode, said[-1]) == (code, f"stopped after step {at} of 120; the same command goes on from there")
+        assert len(said) == 1 + group
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"step {int(name) + 1}/60" in again.stdout
-    assert weights_digest(SMALL["model"], str(out / "model")) == undisturbed
+    assert f"step {at + 1}/120" in again.stdout
+    digests = [weights_digest(SMALL["model"], str(tmp_path / name / "model")) for name in ("whole", "out")]
+    assert digests[0] == digests[1]

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from train.checkpoint import write_model
 from train.errors import WeightsError
 from train.files import write_json
 from train.models.clip import embed_images, embed_texts
-from train.models.weights import CARD, WEIGHTS, Loaded, load, tensors_digest, weights_digest
+from train.models.folder import CARD, WEIGHTS, weights_digest
+from train.models.weights import Loaded, load, tensors_digest
 
 MODELS = ("toy-conv-32", "toy-vit-32")
 
@@ -44,6 +47,16 @@ def test_one_digest_for_the_model_and_all_its_files(model: str, tmp_path: Path) 
         assert weights_digest(model, str(source)) == loaded.digest == load(model, str(source)).digest
     (folder / CARD).unlink()        # a folder of somebody else's
     assert weights_digest(model, str(folder)) == loaded.digest
+
+
+def test_a_checkpoint_s_digest_needs_no_torch(tmp_path: Path) -> None:
+    """Which takes seconds to load, in every run of a pipeline."""
+    loaded = load(MODELS[0], "random:1")
+    folder = saved(loaded, tmp_path / "ours")
+    asked = ("import sys; from train.models.folder import weights_digest; "
+             "print(weights_digest(*sys.argv[1:]), *{'torch', 'open_clip', 'transformers'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", asked, MODELS[0], str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{loaded.digest}\n"
 
 
 def test_a_digest_sees_name_type_shape_and_bytes() -> None:

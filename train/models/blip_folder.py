@@ -27,12 +27,13 @@ from transformers.utils import cached_file
 from train.errors import WeightsError
 from train.files import read_json
 from train.models.clip import autocast, padded
+from train.models.folder import SAFE, file_digest, one_line
 from train.models.vocabulary import ENC
-from train.models.weights import CARD, file_digest, one_line, tensors_digest
+from train.models.weights import tensors_digest
 
 Kind = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
 """The captioner, and the matcher with its two heads."""
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+PICKLED = "pytorch_model.bin"
 BESIDE = ("config.json", "preprocessor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
           "vocab.txt")
 """What else decides the numbers: they are part of the digest."""
@@ -142,15 +143,6 @@ def tokenizer_of(name: str, config: Any) -> Any:
         raise ValueError(f"its tokenizer knows {len(found)} words and the model {config.text_config.vocab_size}; tokenizer.json "
                          "or vocab.txt is missing, or another model's")
     return found
-
-
-def learnt(name: str) -> str | None:
-    """The loss that the weights of a folder last learnt by here; None of others'."""
-    try:
-        settings = (read_json(Path(name) / CARD) or {}).get("settings")
-    except ValueError:
-        return None
-    return settings.get("loss") if isinstance(settings, dict) else None     # a card does not say `clip`, the default
 
 
 def enc_id(name: str, tokenizer: Any, config: Any) -> int:

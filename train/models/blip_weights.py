@@ -20,9 +20,10 @@ from train.errors import WeightsError, did_you_mean
 from train.files import read_json, write_json
 from train.matching import SMOOTHING
 from train.models.blip import CLIP_PIXELS, LOG_SCALE, Blip
-from train.models.blip_folder import BAD, SAFE, enc_id, tensors_of, tokenizer_of, weights_file
+from train.models.blip_folder import BAD, enc_id, tensors_of, tokenizer_of, weights_file
+from train.models.folder import SAFE, one_line
 from train.models.vocabulary import ENC, Tokens, small_tokenizer
-from train.models.weights import Format, Loaded, one_line, seeded
+from train.models.weights import Format, Loaded, seeded
 
 CONTEXT = 40
 """Tokens that published models, which have room for 512, see of a text: as BLIP's fine-tuning of the captioner (its code)."""

@@ -7,7 +7,6 @@ weights. Nothing is unpickled that is more than tensors.
 
 import hashlib
 import importlib
-import json
 import logging
 import pickle
 import re
@@ -25,11 +24,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from train.errors import WeightsError, did_you_mean
-from train.files import read_json, write_json
+from train.files import write_json
 from train.models.coca import has_decoder, start_decoder
+from train.models.folder import CARD, WEIGHTS, check_name, head, one_line
 
-WEIGHTS, MODEL_CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "train.json"
-"""The files of a checkpoint folder: the first two as open_clip's `local-dir:` reads them, the third is ours."""
+MODEL_CONFIG = "open_clip_config.json"
+"""What a model is built from, beside its tensors, as open_clip's `local-dir:` reads it."""
 RESIZE = dict.fromkeys(("curate-conv-64", "curate-vit-64", "curate-coca-64"), "squash")
 """How our own models take pictures that are not square; a checkpoint folder says it itself."""
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -94,7 +94,7 @@ def format_of(model: str) -> Format:
 
 def load(model: str, pretrained: str, device: str | torch.device = "cpu", precision: str = "fp32") -> Loaded:
     """The model called `model` with the weights `pretrained`. Raises WeightsError of one line."""
-    _check_name(Path(pretrained), model)
+    check_name(Path(pretrained), model)
     found = format_of(model).load(model, pretrained)
     found.model.visual.to(memory_format=torch.channels_last)
     found.model.to(device).eval()
@@ -136,50 +136,14 @@ def _write(folder: Path, loaded: Loaded) -> None:
         loaded.tokenizer.save_pretrained(folder)
 
 
-def weights_digest(model: str, pretrained: str) -> str:
-    """The hash of the tensors that `load` would give, as hex; from the file alone where the checkpoint is ours."""
-    folder = Path(pretrained)
-    if (folder / CARD).is_file():
-        _check_name(folder, model)
-        tensors = folder / format_of(model).weights
-        if tensors.is_file():
-            return file_digest(tensors)
-    return load(model, pretrained).digest
-
-
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over the tensors sorted by name: name, type, shape, bytes."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(_head(name, DTYPES[tensor.dtype], list(tensor.shape)))
+        found.update(head(name, DTYPES[tensor.dtype], list(tensor.shape)))
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """`tensors_digest` of a safetensors file, without torch. Raises WeightsError where it is none."""
-    found = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            for name, entry in sorted(header.items()):
-                start, end = entry["data_offsets"]
-                found.update(_head(name, entry["dtype"], entry["shape"]))
-                file.seek(8 + length + start)
-                data = file.read(end - start)
-                if len(data) != end - start:
-                    raise WeightsError(f"{path}: cut short")
-                found.update(data)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError, OverflowError) as error:
-        raise WeightsError(f"{path}: not a safetensors file: {one_line(error)}") from None
-    return found.hexdigest()
-
-
-def _head(name: str, dtype: str, shape: list[int]) -> bytes:
-    return f"{name} {dtype} {shape}\n".encode()
 
 
 def _checked(model: str, pretrained: str) -> tuple[str, str | None]:
@@ -208,13 +172,6 @@ def _near(name: str, known: list[str]) -> str:
     return hint if hint.startswith("; did") else "; `python -m train --models` lists them"
 
 
-def _check_name(folder: Path, model: str) -> None:
-    card = read_json(folder / CARD)
-    found = (card or {}).get("model", model)
-    if found != model:
-        raise WeightsError(f"{folder} is a {found}, not a {model}")
-
-
 @contextmanager
 def seeded(pretrained: str) -> Iterator[None]:
     """Random weights come from the seed alone; the caller's random state stays as it is."""
@@ -232,8 +189,3 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def one_line(error: BaseException) -> str:
-    """Its message as one line, or its name."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
