@@ -13,7 +13,7 @@ A mistake is one line: `train.yaml:4: batch: 0 is not a whole number of 1 or mor
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -336,12 +336,21 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError("not YAML", f"{path}:1") from None
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError("a training is a map of settings, with 'data:' and 'samples_seen:'", f"{path}:1")
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        if key.value in lines:
-            raise ConfigError(f"'{key.value}' stands twice", f"{path}:{key.start_mark.line + 1}")
-        lines[key.value] = key.start_mark.line + 1
-    return values, lines
+    for key in _repeated(node):
+        raise ConfigError(f"'{key.value}' stands twice", f"{path}:{key.start_mark.line + 1}")
+    return values, {key.value: key.start_mark.line + 1 for key, _ in node.value}
+
+
+def _repeated(top: yaml.Node) -> Iterator[yaml.Node]:
+    """Keys that stood in the same map before, at any depth; YAML would take the last."""
+    nodes = [top]
+    for node in nodes:
+        if isinstance(node, yaml.MappingNode):
+            keys, inner = [key for key, _ in node.value], [value for _, value in node.value]
+            yield from (key for n, key in enumerate(keys) if key.value in {before.value for before in keys[:n]})
+        else:
+            inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        nodes += [n for n in inner if n not in nodes]      # `*name` may lead back
 
 
 def _override(values: dict[str, Any], assignment: str) -> None:

@@ -85,6 +85,8 @@ def test_steps() -> None:
     (MINIMAL + "eval: {every: -1}\n", "train.yaml:3: eval.every: -1 is not a whole number of 0 or more"),
     (MINIMAL + "eval: {classes: names.txt}\n", "train.yaml:3: eval: classes need images, a folder with one folder a class"),
     (MINIMAL + "batch: 8\nbatch: 9\n", "train.yaml:4: 'batch' stands twice"),
+    (MINIMAL + "eval: {every: 1,\n       retrieval: a.tar, every: 2}\n", "train.yaml:4: 'every' stands twice"),
+    (MINIMAL + "betas: &a [*a]\n", "train.yaml:3: betas: [[...]] is not a list of two numbers"),
     ("data: 3\nsamples_seen: 1\n", "train.yaml:1: data: 3 is not a path or a list of paths"),
     ("data: {tabel: x}\nsamples_seen: 1\n", "train.yaml:1: data: no setting 'tabel'; did you mean 'table'?"),
     ("data: {root: x}\nsamples_seen: 1\n", "train.yaml:1: data: give either shards or a table"),
