@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.chosen import chosen
+
 Gather = Callable[[Tensor], Tensor]
 """Rows of this process → rows of all, this process's among them; gradients flow back to where a row came from."""
 
@@ -57,12 +59,14 @@ def distill_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, taught_N2E: T
     return (of_images + of_texts) / 2
 
 
-def caption_loss(logits_NLV: Tensor, labels_NL: Tensor, pad_id: int) -> Tensor:
+def caption_loss(logits_TV: Tensor, labels_NL: Tensor, pad_id: int) -> Tensor:
     """Cross entropy of each caption's next tokens, its mean over the caption's tokens, and the mean of those over the captions.
 
     CoCa's captioning loss (arXiv 2205.01917, equation 3). The mean is taken a caption at a time (our choice; open_clip's is over
     all tokens of a batch), so that the loss of a batch is the mean over its chunks. `labels_NL` is 0 to V - 1, `pad_id` where a
-    caption has ended; every caption has a token.
+    caption has ended; every caption has a token. `logits_TV` are of the T labels that are no padding, row by row.
     """
-    lost_NL = F.cross_entropy(logits_NLV.transpose(1, 2), labels_NL, ignore_index=pad_id, reduction="none")
-    return (lost_NL.sum(1) / (labels_NL != pad_id).sum(1)).mean()
+    there_NL = labels_NL != pad_id
+    share_NL = there_NL.to(logits_TV.dtype) / there_NL.sum(1, keepdim=True)
+    lost_T = F.cross_entropy(logits_TV, chosen(labels_NL, there_NL), reduction="none")
+    return (lost_T * chosen(share_NL, there_NL)).sum() / len(labels_NL)

@@ -170,12 +170,14 @@ def test_on_a_gpu_what_is_free_decides() -> None:
     assert found("bf16", 1312 * 10**6) == 1024 and found("bf16", 1556 * 10**6) == 2048
 
 
-def test_on_a_cpu_the_settings_decide(shards: str, tmp_path: Path) -> None:
+def test_on_a_cpu_the_settings_decide(shards: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = {"data": shards, "model": "toy-vit-32", "batch": 24}
     train(config(**settings, micro_batch="auto"), tmp_path / "all")
     train(config(**settings, micro_batch="auto", memory_mb=2), tmp_path / "parts")
     train(config(**settings, micro_batch=12), tmp_path / "twelve")
-    assert losses(tmp_path / "parts") == losses(tmp_path / "twelve") != losses(tmp_path / "all")
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("micro_batch")]
+    assert said == ["micro_batch: auto takes 24", "micro_batch: auto takes 12"]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "twelve")
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "all"), rel=1e-3)
 
 
@@ -186,7 +188,9 @@ def test_what_writes_captions_is_fitted_too(model: str, loss: str, memory_mb: in
     train(config(**settings, micro_batch="auto"), tmp_path / "all")
     train(config(**settings, micro_batch="auto", memory_mb=memory_mb), tmp_path / "parts")
     train(config(**settings, micro_batch=12), tmp_path / "twelve")
-    assert losses(tmp_path / "parts") == losses(tmp_path / "twelve") != losses(tmp_path / "all")
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("micro_batch")]
+    assert said == ["micro_batch: auto takes 24", "micro_batch: auto takes 12"]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "twelve")
 
 
 def test_what_cannot_be_told_needs_a_number() -> None:

@@ -1,8 +1,10 @@
 """The decoder of open_clip's CoCa models (Yu et al. 2022, arXiv 2205.01917)."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def has_decoder(model: Any) -> bool:
@@ -25,3 +27,9 @@ def start_decoder(model: Any) -> None:
         nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
     nn.init.normal_(decoder.text_projection, std=width**-0.5)
+
+
+def words_of(decoder: Any, pick: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Inside a `with` block the decoder computes its words from those of its last states (N, L, D) that `pick` leaves."""
+    last: nn.Module = decoder.ln_final
+    return last.register_forward_hook(lambda _module, _given, states_NLD: pick(states_NLD))

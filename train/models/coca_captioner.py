@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.errors import ConfigError
 from train.models.clip import autocast, padded, to_device
-from train.models.coca import has_decoder
+from train.models.coca import has_decoder, words_of
 from train.models.sampling import BATCH, Decoding, draw, rules, uniforms
 from train.models.weights import Loaded
 
@@ -60,8 +60,8 @@ class CocaCaptioner:
         scores = rules(how, len(self._prompt), self._end, self._never, self._loaded.device)
         tokens_BL = self._prompt.expand(len(pixels_BCHW), -1)
         ended_B = torch.zeros(len(pixels_BCHW), dtype=torch.bool, device=self._loaded.device)
-        only_last = model.text_decoder.ln_final.register_forward_hook(lambda _module, _given, states_BLD: states_BLD[:, -1:])
-        with only_last, autocast(self._loaded.device, self._loaded.precision):   # else all words of all places are computed
+        only_last = words_of(model.text_decoder, lambda states_BLD: states_BLD[:, -1:])
+        with only_last, autocast(self._loaded.device, self._loaded.precision):
             _, states_BPD = model._encode_image(pixels_BCHW)
             for place in range(self._most):
                 _, embedded_BLD = model._encode_text(tokens_BL)
