@@ -182,7 +182,8 @@ def test_on_a_cpu_the_settings_decide(shards: str, tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.parametrize(("model", "loss", "memory_mb"), [(TOY, "blip", 6), ("toy-coca-32", "coca", 40)])
-def test_what_writes_captions_is_fitted_too(model: str, loss: str, memory_mb: int, shards: str, tmp_path: Path) -> None:
+def test_what_writes_captions_is_fitted_too(model: str, loss: str, memory_mb: int, shards: str, tmp_path: Path,
+                                            capfd: pytest.CaptureFixture[str]) -> None:
     """Into two parts here."""
     settings = {"data": shards, "model": model, "loss": loss, "batch": 24}
     train(config(**settings, micro_batch="auto"), tmp_path / "all")
