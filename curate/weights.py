@@ -1,7 +1,7 @@
 """The identity of a model step's weights: a hash of tensor content, plus the class of device that computes with them.
 
 Loading a model only to hash it costs seconds, so answers are remembered in the run's folder: a file's by size and time of
-change, a published tag's by the library's version.
+change, a published tag's and random ones' by the versions of the libraries.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,8 @@ from curate import files
 from curate.errors import UserError
 from curate.step import Spec
 from curate.store import Store
+
+LIBRARIES = ("torch", "open_clip_torch", "transformers")
 
 
 class WeightsIds:
@@ -73,6 +75,6 @@ def _blip(name: str) -> str:
 def _stamp(pretrained: str) -> str:
     path = Path(pretrained)
     if not path.exists():
-        return f"open_clip {metadata.version('open_clip_torch')}"
+        return " ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return files.digest([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in found])
