@@ -8,7 +8,8 @@ whose decoder has 49,408 words to choose from and takes as long as all the other
 picture's caption from another's; of scenes one in which nothing is the same. `attribute_precision` and `_recall`: of the (colour,
 shape) pairs in sampled captions (nucleus, p 0.9) the share that is to be seen, and of those to be seen the share that is named;
 `colour_precision`, `shape_precision`: of the colours and of the shapes in them, of which one by lot is right in 0.17.
-Means and 95 % intervals (Student's t) go to runs/bench_models/figures.json and are printed. A seed runs on one core.
+Means and 95 % intervals (Student's t) go to runs/bench_models/figures.json and are printed. A seed runs on one core; all
+of them take an hour and a half on two.
 """
 
 import json
