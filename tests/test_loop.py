@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.certificate import digest_of
 from curate.errors import UserError
 from curate.evaluation import unchecked
 from curate.heads.layers import Linear
@@ -90,12 +91,14 @@ def test_a_round_is_recorded_resumed_and_the_same_after_kills_and_on_ray(tmp_pat
     assert rounds[0]["weights"] == "random:0" and rounds[0]["promoted"] and rounds[0]["trained_on"] == ""
     assert rounds[1]["weights"].startswith("models/")
     assert set(rounds[1]["figures"]) >= {"recall_at_1", "recall_at_5", "recall_at_10", "mismatch_auroc"}
+    assert len({r["weights_digest"] for r in rounds}) == len(rounds)
     best = max((r for r in rounds if r["promoted"]), key=lambda r: r["round"])
     assert json.loads((tmp_path / "whole/funnel.json").read_text()) == best["funnel"]
     held_out = next(e for e in best["funnel"] if e["what"] == "keep not held_out")["dropped"]
     assert 0 < held_out < 60
     card = json.loads((tmp_path / "whole" / rounds[1]["weights"] / "train.json").read_text())
-    assert [entry["benchmark"] for entry in card["data"]["decontaminated"]] == ["exam"]
+    assert card["data"]["decontaminated"] == [{"benchmark": "exam", "digest": digest_of(str(tmp_path / "exam")), "bytes": True,
+                                              "keep": "not contaminated", "hash_bits": 4, "max_levels": 24}]
     assert list(unchecked(str(tmp_path / "whole" / rounds[1]["weights"]), [str(tmp_path / "exam")])) == []
     again, _ = start(tmp_path, "whole").communicate()
     assert "measured now: nothing" in again
