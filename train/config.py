@@ -246,6 +246,8 @@ class Config:
             raise ValueError(f"prompt: loss: {self.loss} knows none, only blip_captioner")
         if self.caption_weight != type(self).caption_weight and self.loss != "coca":
             raise ValueError(f"caption_weight: loss: {self.loss} knows none, only coca")
+        if self.init is None and self.lock.image == self.lock.text == "all":
+            raise ValueError("lock: both towers whole, and without init they stay random")
         if self.distill is not None and self.loss == "blip_captioner":
             raise ValueError("distill: loss: blip_captioner makes no embeddings")
         if self.wise_ft is not None and self.init is None:

@@ -76,9 +76,11 @@ class Finish:
             self.ranks.wait()
         return self._last[1]
 
-    def export(self, last: int, loaded: Loaded, figures: dict[str, float], write: Write) -> None:
-        """OUT/model: the last weights or the best ones, or some on the way to them from the start. Changes those of `loaded`."""
-        step, said = last, self._skipped()
+    def export(self, last: int, run: Run, figures: dict[str, float], write: Write) -> None:
+        """OUT/model: the last weights or the best ones, or some on the way to them from the start. Changes those of `run`."""
+        step, said, loaded = last, self._skipped(), run.going.result
+        if self.config.micro_batch == "auto":
+            said["micro_batch"] = run.at_once.size
         card = self.best.card
         if card is not None:
             step, figures = int(card["step"]), dict(card["figures"])

@@ -37,12 +37,15 @@ def duration(seconds: float) -> str:
 
 
 class Log:
-    """`log.jsonl` below `out` and other sinks, for a `with` block. Lines after `step`, of an attempt that died, are dropped."""
+    """`log.jsonl` below `out` and other sinks, for a `with` block. Lines after `step`, of an attempt that died, are dropped, and
+    what it had measured at `step` already is not said twice."""
 
     def __init__(self, out: Path, step: int, sinks: Sequence[Sink] = ()) -> None:
         self._path, self._sinks = out / "log.jsonl", sinks
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        write_bytes(self._path, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step))
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        self._said = {line.decode() for line in kept}
+        write_bytes(self._path, b"".join(kept))
 
     def __enter__(self) -> "Log":
         return self
@@ -54,8 +57,10 @@ class Log:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line, null for what is not known or no number, and one point of each curve."""
         found = points(values)
-        line = {"step": step, **{name: found.get(name) for name in values}}
+        line = json.dumps({"step": step, **{name: found.get(name) for name in values}}) + "\n"
+        if line in self._said:
+            return
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(line)
         for sink in self._sinks:
             sink.write(step, found)

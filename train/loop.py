@@ -27,7 +27,7 @@ from train.log import Log, Progress
 from train.memory import at_once
 from train.models.clip import image_size
 from train.objectives import Objective, make_objective
-from train.optim import make_optimizer
+from train.optim import check_warmup, make_optimizer
 from train.order import Order, make_order
 from train.pace import Arithmetic, Clock
 from train.pictures import TrainCrop
@@ -91,6 +91,7 @@ def _train(config: Config, out: Path, ranks: Ranks, progress: Watcher | None) ->
 def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, index: Index, order: Order,
              skipped: Sequence[int]) -> Result:
     num_steps = config.samples_seen.steps(config.batch, order.steps_per_epoch)
+    check_warmup(num_steps, config)
     loaded = start(config, ranks.device)
     writer(loaded, config.eval)     # as `check`: refuses what writes no captions, and here what embeds nothing
     embedded = config.eval.retrieval or config.eval.images or config.eval.benchmarks
@@ -125,7 +126,7 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
             last = _steps(run, loader, first, finish, asked, write, progress)
         figures = finish.evaluate(last, run, write)
         if ranks.is_first:
-            finish.export(last, going.result, figures, write)
+            finish.export(last, run, figures, write)
     ranks.wait()
     card = checkpoint.finished(out, purpose)
     assert card is not None

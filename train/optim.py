@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Config
+from train.errors import ConfigError
 from train.layers import shares
 
 SCALE_MAX = math.log(100)
@@ -39,6 +40,12 @@ def learning_rate(step: int, num_steps: int, config: Config) -> float:
     if step < warmup:
         return config.lr * (step + 1) / (math.floor(warmup) + 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup)))
+
+
+def check_warmup(num_steps: int, config: Config) -> None:
+    """Raises ConfigError for a warm-up that ends behind the training, whose learning rate would never come to `lr`."""
+    if config.warmup >= 1 and config.warmup > num_steps:
+        raise ConfigError(f"warmup: {config.warmup:g} steps, and the training has {num_steps}; below 1 it is a share of them")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

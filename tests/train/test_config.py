@@ -101,6 +101,7 @@ def test_steps() -> None:
      "train.yaml:1: data: 'pipe:cat a.tar' is no file; only files are read, commands never run"),
     (MINIMAL + "prompt: a photo of\n", "train.yaml:3: prompt: loss: clip knows none, only blip_captioner"),
     (MINIMAL + "caption_weight: 3\n", "train.yaml:3: caption_weight: loss: clip knows none, only coca"),
+    (MINIMAL + "lock: {image: all, text: all}\n", "train.yaml:3: lock: both towers whole, and without init they stay random"),
     (MINIMAL + "curriculum: 0.3\n",
      "train.yaml:3: curriculum: 0.3 is not a map like {by: clip_cos, from: 0.3}"),
     (MINIMAL + "curriculum: {by: clip_cos, from: 2}\n",

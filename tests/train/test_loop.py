@@ -215,6 +215,14 @@ def test_a_batch_larger_than_the_data(shards: str, tmp_path: Path) -> None:
     assert str(error.value) == "batch: 25 is more than the 24 pictures, so one would stand twice in a batch"
 
 
+def test_a_warm_up_longer_than_the_training(shards: str, tmp_path: Path) -> None:
+    """Its learning rate would never come to what the settings say."""
+    with pytest.raises(ConfigError) as error:
+        train(config(data=shards, samples_seen=24, batch=8, warmup=4), tmp_path)
+    assert str(error.value) == "warmup: 4 steps, and the training has 3; below 1 it is a share of them"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_learning_rate() -> None:
     settings = config(data="x", lr=1.0, warmup=10)
     rates = [learning_rate(step, 110, settings) for step in range(110)]
@@ -245,6 +253,15 @@ def test_log_lines_of_a_dead_attempt_are_dropped(tmp_path: Path) -> None:
     with Log(tmp_path, 2) as log:
         log.write(3, {"loss": 1.5})
     assert logged(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.5}]
+
+
+def test_figures_that_a_dead_attempt_had_measured_are_not_said_twice(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "loss": 1.5}\n{"step": 2, "recall_at_1": 0.5}\n')
+    with Log(tmp_path, 2) as log:
+        log.write(2, {"recall_at_1": 0.5})
+        log.write(2, {"recall_at_1": 0.25, "alpha": 0})
+    assert logged(tmp_path) == [{"step": 2, "loss": 1.5}, {"step": 2, "recall_at_1": 0.5},
+                                {"step": 2, "recall_at_1": 0.25, "alpha": 0.0}]
 
 
 def test_tensorboard(shards: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.train.toys import config, logged, shard
 from train.caching import Embedded, cached_backward
 from train.dist import Ranks
 from train.errors import ConfigError, TooLarge
+from train.files import read_json
 from train.flops import Cost
 from train.loop import train
 from train.memory import AtOnce, at_once, fitting
@@ -177,6 +178,8 @@ def test_on_a_cpu_the_settings_decide(shards: str, tmp_path: Path, capfd: pytest
     train(config(**settings, micro_batch=12), tmp_path / "twelve")
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("micro_batch")]
     assert said == ["micro_batch: auto takes 24", "micro_batch: auto takes 12"]
+    cards = [read_json(tmp_path / name / "model/train.json") or {} for name in ("all", "parts", "twelve")]
+    assert [card.get("micro_batch") for card in cards] == [24, 12, None]
     assert losses(tmp_path / "parts") == losses(tmp_path / "twelve")
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "all"), rel=1e-3)
 
