@@ -43,9 +43,9 @@ class Log:
     def __init__(self, out: Path, step: int, sinks: Sequence[Sink] = ()) -> None:
         self._path, self._sinks = out / "log.jsonl", sinks
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-        self._said = {line.decode() for line in kept}
-        write_bytes(self._path, b"".join(kept))
+        steps = {line: json.loads(line)["step"] for line in lines if line.endswith(b"\n")}
+        self._said = {line.decode() for line, found in steps.items() if found == step}
+        write_bytes(self._path, b"".join(line for line, found in steps.items() if found <= step))
 
     def __enter__(self) -> "Log":
         return self
