@@ -5,6 +5,7 @@ change, a published tag's and random ones' by the versions of the libraries.
 """
 
 from collections.abc import Callable, Mapping
+from ctypes import CDLL
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from curate.errors import UserError
 from curate.step import Spec
 from curate.store import Store
 
+DRIVER = "libcuda.so.1"
+"""NVIDIA's, which is no part of torch."""
 LIBRARIES = ("torch", "open_clip_torch", "transformers")
 
 
@@ -27,15 +30,13 @@ class WeightsIds:
 
     def __call__(self, spec: Spec, settings: Mapping[str, Any], name: str) -> list[str]:
         """[tensor digest, device class] of the weights that the setting `name` names."""
-        import torch
-
         model, pretrained = str(settings.get("model", "")), str(settings[name])
         if "blip" in spec.settings[name].tags:
             _check_learnt(spec, name, pretrained)
             digest = self._remembered(model, pretrained, lambda: _blip(pretrained))
         else:
             digest = self.digest(model, pretrained)
-        return [digest, "cuda" if torch.cuda.is_available() else "cpu"]
+        return [digest, device_class()]
 
     def digest(self, model: str, pretrained: str) -> str:
         """The hash of the tensors of a model that is trained here, or embeds."""
@@ -47,6 +48,22 @@ class WeightsIds:
             self._known = {**files.read_json(self._path, {}), key: found()}     # another may have asked in the meantime
             files.write_json(self._path, self._known, self._store.attempt)
         return self._known[key]
+
+
+def device_class() -> str:
+    """cuda where torch has a GPU to compute with, else cpu.
+
+    Torch takes seconds to import, so it is not asked where it would have none: without the driver that it looks for, in a build
+    that is not AMD's.
+    """
+    try:
+        CDLL(DRIVER)
+    except OSError:
+        if "rocm" not in metadata.version("torch"):
+            return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_learnt(spec: Spec, setting: str, name: str) -> None:
