@@ -69,17 +69,22 @@ class Trainer:
         name = f"models/{files.digest([self.config_digest, chain])}"
         if tombstones.path_of(self._store.root).exists() and (self._store.root / name / "model" / CARD).exists():
             return f"{name}/model"
-        settings = {**self._settings, "data": {"table": str(pairs.resolve()), "root": str(self._store.root.resolve())}}
-        return f"{name}/{self._training(settings, self._store.root / name)}"
+        return self._trained(name, {"table": str(pairs.resolve()), "root": str(self._store.root.resolve())})
 
     def train_on_shards(self) -> str:
         """The weights after training on the run's finished shards: what `train:` without a loop means."""
         content = files.file_digest(self._store.shards / "manifest.json")
         name = f"models/{files.digest([self.config_digest, content])}"
         tars, tables = (str(self._store.shards.resolve() / f"*.{kind}") for kind in ("tar", "parquet"))
-        data = tars if self.config.distill is None else {"shards": tars, "scores": tables}
-        settings = {**self._settings, "data": data}
-        return f"{name}/{self._training(settings, self._store.root / name)}"
+        return self._trained(name, tars if self.config.distill is None else {"shards": tars, "scores": tables})
+
+    def _trained(self, name: str, data: str | Mapping[str, str]) -> str:
+        from train.models.folder import CARD
+
+        settings, out = {**self._settings, "data": data}, self._store.root / name
+        if (out / "model" / CARD).exists() and _apart(finished_here, settings, out):
+            return f"{name}/model"
+        return f"{name}/{self._training(settings, out)}"
 
     def recall(self, weights: str, pairs: Path) -> dict[str, float]:
         """recall_at_1, 5 and 10 of weights on a table of pairs; what was found once is kept beside the models."""
@@ -145,6 +150,18 @@ def _recall(model: str, weights: str, pairs: Path, root: Path) -> dict[str, floa
     except TrainError as error:
         raise RunStopped(str(error)) from None
     return {name: found[name] for name in ("recall_at_1", "recall_at_5", "recall_at_10")}
+
+
+def finished_here(settings: Mapping[str, Any], out: Path) -> bool:
+    """Whether `out` is known to have this training finished, which takes no torch to tell. Raises RunStopped of one line."""
+    from train.config import from_mapping
+    from train.errors import TrainError
+    from train.purpose import finished_before
+
+    try:
+        return finished_before(from_mapping(settings), out) is not None
+    except TrainError as error:
+        raise RunStopped(str(error)) from None
 
 
 def train_here(settings: Mapping[str, Any], out: Path) -> str:

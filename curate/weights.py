@@ -17,7 +17,6 @@ from curate.store import Store
 
 DRIVER = "libcuda.so.1"
 """NVIDIA's, which is no part of torch."""
-LIBRARIES = ("torch", "open_clip_torch", "transformers")
 
 
 class WeightsIds:
@@ -90,8 +89,10 @@ def _blip(name: str) -> str:
 
 
 def _stamp(pretrained: str) -> str:
+    from train.models.folder import versions
+
     path = Path(pretrained)
     if not path.exists():
-        return " ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+        return versions()
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return files.digest([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in found])

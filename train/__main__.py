@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from train.config import load
+from train.config import Config, load
 from train.errors import Stopped, TrainError
+from train.purpose import finished_before
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,15 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.file is None:
             _parser().error("say which file of settings, or --models")
         config = load(options.file, options.set)
-        from train.log import Progress
-        from train.loop import train
-
-        def show(progress: Progress) -> None:
-            print(progress.line, flush=True)
-
         out = options.out or Path("runs") / options.file.stem
         finished = (out / "model").exists()
-        result = train(config, out, show)
+        figures = trained(config, out)
     except TrainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -35,12 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return Stopped.exit_code
     if os.environ.get("RANK", "0") == "0":
-        for line in ended(result.checkpoint, finished):
+        for line in ended(out / "model", finished):
             print(line)
-        for name, value in result.figures.items():
+        for name, value in figures.items():
             print(f"{name}  {value:.4f}")
-        print(f"model: {result.checkpoint}")
+        print(f"model: {out / 'model'}")
     return 0
+
+
+def trained(config: Config, out: Path) -> dict[str, float]:
+    """The figures of the training, which need not be done again where `out` has it."""
+    card = finished_before(config, out)
+    if card is not None:
+        return dict(card["figures"])
+    from train.log import Progress
+    from train.loop import train
+
+    def show(progress: Progress) -> None:
+        print(progress.line, flush=True)
+
+    return train(config, out, show).figures
 
 
 def ended(model: Path, finished: bool) -> Iterator[str]:

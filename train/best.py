@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import Purpose, save_model
+from train.checkpoint import save_model
 from train.config import Eval
 from train.errors import ConfigError, did_you_mean
 from train.files import read_json
 from train.models.folder import CARD
 from train.models.weights import Loaded
+from train.purpose import Purpose
 
 LOWER_IS_BETTER = ("alignment", "image_uniformity", "text_uniformity", "modality_gap")
 """Figures of which less is better."""

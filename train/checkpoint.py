@@ -10,7 +10,7 @@ has the weights that learn in learning.safetensors, and what a loss keeps beside
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from train.errors import ConfigError
 from train.files import new_folder, read_json, sweep, write_json
 from train.models.folder import CARD
 from train.models.weights import Loaded, format_of, tensors_digest
 from train.objectives import Objective
+from train.purpose import Purpose
 
 OPTIMIZER, LEARNING, LOSS = "optimizer.safetensors", "learning.safetensors", "loss.safetensors"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -46,44 +45,6 @@ class Going:
     def result(self) -> Loaded:
         """What is evaluated and exported."""
         return self.average or self.loaded
-
-
-@dataclass(frozen=True)
-class Purpose:
-    """What a training is: a checkpoint of another purpose is not gone on from."""
-
-    settings: Mapping[str, Any]
-    init: str
-    """digest of the weights at the start"""
-    data: Mapping[str, Any]
-    """digest, pictures, captions"""
-
-    def card(self, model: str, step: int, samples_seen: int, weights: str, figures: Mapping[str, float]) -> dict[str, Any]:
-        """The content of `train.json`."""
-        return {"format": FORMAT, "model": model, "step": step, "samples_seen": samples_seen, "weights": weights,
-                "init": self.init, "data": dict(self.data), "settings": dict(self.settings), "figures": dict(figures)}
-
-    def check(self, card: Mapping[str, Any], folder: Path) -> None:
-        """Raises ConfigError where the checkpoint in `folder` was made for another purpose."""
-        if card.get("format") != FORMAT:
-            raise ConfigError(f"{folder} is a checkpoint of another version of this program")
-        there: Mapping[str, Any] = card["settings"]
-        differ = list(_differences(there, self.settings))
-        if card["data"]["digest"] != self.data["digest"]:
-            differ.append("other data")
-        if card["init"] != self.init:
-            differ.append("other initial weights")
-        if differ:
-            raise ConfigError(f"{folder} holds another training ({'; '.join(differ)}); choose another --out, or remove it")
-
-
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    for name in sorted({*there, *now}):
-        before, after = there.get(name), now.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{within}{name}.")
-        elif before != after:
-            yield f"{within}{name}: {before} there, {after} now"
 
 
 def write_model(folder: Path, loaded: Loaded) -> str:
@@ -118,14 +79,6 @@ def save_model(path: Path, step: int, samples_seen: int, loaded: Loaded, purpose
         digest = write_model(folder, loaded)
         write_json(folder / CARD, {**purpose.card(loaded.name, step, samples_seen, digest, figures), **said})
     return path
-
-
-def finished(out: Path, purpose: Purpose) -> dict[str, Any] | None:
-    """The card of the finished model of this training in `out`, or None. Raises ConfigError for another training's."""
-    card = read_json(out / "model" / CARD)
-    if card is not None:
-        purpose.check(card, out / "model")
-    return card
 
 
 def resume(out: Path, going: Going, purpose: Purpose) -> int:

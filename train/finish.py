@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from train import wise
 from train.best import Best, lower_is_better, value_of
-from train.checkpoint import Purpose, save_model
+from train.checkpoint import save_model
 from train.config import Config
 from train.dist import Ranks
 from train.evaluate import evaluate
 from train.files import read_json, write_json
 from train.models.clip import with_bias
 from train.models.weights import Loaded, format_of, load
+from train.purpose import Purpose
 from train.step import Run, precision_of
 
 Write = Callable[[int, Mapping[str, Any]], None]

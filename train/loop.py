@@ -13,7 +13,6 @@ from torch.utils import deterministic
 from train import checkpoint
 from train.captioning import writer
 from train.config import Config
-from train.data import decontaminated, open_data
 from train.dist import Ranks, processes
 from train.ema import Average
 from train.errors import ConfigError
@@ -31,6 +30,7 @@ from train.optim import check_warmup, make_optimizer
 from train.order import Order, make_order
 from train.pace import Arithmetic, Clock
 from train.pictures import TrainCrop
+from train.purpose import Purpose, index_of, purpose_of
 from train.sinks import sinks
 from train.speed import compiled, forwards, prepare
 from train.step import Run, precision_of
@@ -72,8 +72,7 @@ def _train(config: Config, out: Path, ranks: Ranks, progress: Watcher | None) ->
     """Attempts until one comes to the end: each goes on from the last checkpoint and passes over what was suspect before."""
     check_out(out)
     check(config.eval)
-    index = open_data(config.data, config.curriculum.by if config.curriculum else None,
-                      config.distill.columns if config.distill else ())
+    index = index_of(config)
     ranks.share(config.batch)
     order = make_order(index, config)
     suspects = Suspects(out, {"settings": config.identity(), "init": config.init, "data": index.digest})
@@ -97,9 +96,8 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
     embedded = config.eval.retrieval or config.eval.images or config.eval.benchmarks
     if embedded and getattr(loaded.model, "text_proj", True) is None:
         raise ConfigError("eval: these weights of BLIP embed nothing, being a captioner alone; of them only captions are judged")
-    data = {**index.card, **decontaminated(config.data)}
-    purpose = checkpoint.Purpose(config.identity(), loaded.digest, data)
-    card = checkpoint.finished(out, purpose)
+    purpose = purpose_of(config, loaded.digest, index)
+    card = purpose.finished(out)
     if card is not None:
         return _result(out, card)
 
@@ -128,7 +126,7 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
         if ranks.is_first:
             finish.export(last, run, figures, write)
     ranks.wait()
-    card = checkpoint.finished(out, purpose)
+    card = purpose.finished(out)
     assert card is not None
     return _result(out, card)
 
@@ -194,7 +192,7 @@ def check_out(out: Path) -> None:
 
 
 @contextmanager
-def _log(config: Config, out: Path, first: int, ranks: Ranks, purpose: checkpoint.Purpose) -> Iterator[Write]:
+def _log(config: Config, out: Path, first: int, ranks: Ranks, purpose: Purpose) -> Iterator[Write]:
     """A function that logs; on all processes but the first it does nothing."""
     if not ranks.is_first:
         yield lambda step, values: None

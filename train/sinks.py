@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from train.checkpoint import Purpose
 from train.config import Config
 from train.errors import ConfigError
+from train.purpose import Purpose
 
 
 class Sink(Protocol):

@@ -2,16 +2,28 @@
 
 import hashlib
 import json
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from train.errors import WeightsError
 from train.files import read_json
 
+LIBRARIES = ("torch", "open_clip_torch", "transformers")
 CARD = "train.json"
 """What a checkpoint folder of ours says of itself."""
 WEIGHTS, SAFE = "open_clip_model.safetensors", "model.safetensors"
 """The tensors in it: open_clip's name, and transformers'."""
+
+
+@cache
+def versions() -> str:
+    """Of all that makes a model of a name, random weights included: the libraries, and what lies beside this file."""
+    ours = hashlib.sha256()
+    for path in sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".json")):
+        ours.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return " ".join([*(f"{name} {metadata.version(name)}" for name in LIBRARIES), f"models {ours.hexdigest()[:12]}"])
 
 
 def weights_digest(model: str, pretrained: str) -> str:
