@@ -64,10 +64,8 @@ class Trainer:
     def train(self, pairs: Path, chain: str) -> str:
         """The weights (a path below the run's folder) after training on a table of pairs. A model that is there stays, also when
         rows were taken down since: another table would be another training's."""
-        from train.models.folder import CARD
-
         name = f"models/{files.digest([self.config_digest, chain])}"
-        if tombstones.path_of(self._store.root).exists() and (self._store.root / name / "model" / CARD).exists():
+        if tombstones.path_of(self._store.root).exists() and self._has_model(name):
             return f"{name}/model"
         return self._trained(name, {"table": str(pairs.resolve()), "root": str(self._store.root.resolve())})
 
@@ -79,12 +77,15 @@ class Trainer:
         return self._trained(name, tars if self.config.distill is None else {"shards": tars, "scores": tables})
 
     def _trained(self, name: str, data: str | Mapping[str, str]) -> str:
-        from train.models.folder import CARD
-
         settings, out = {**self._settings, "data": data}, self._store.root / name
-        if (out / "model" / CARD).exists() and _apart(finished_here, settings, out):
+        if self._has_model(name) and _apart(finished_here, settings, out):
             return f"{name}/model"
         return f"{name}/{self._training(settings, out)}"
+
+    def _has_model(self, name: str) -> bool:
+        from train.models.folder import CARD
+
+        return (self._store.root / name / "model" / CARD).exists()
 
     def recall(self, weights: str, pairs: Path) -> dict[str, float]:
         """recall_at_1, 5 and 10 of weights on a table of pairs; what was found once is kept beside the models."""

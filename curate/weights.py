@@ -1,7 +1,7 @@
 """The identity of a model step's weights: a hash of tensor content, plus the class of device that computes with them.
 
 Loading a model only to hash it costs seconds, so answers are remembered in the run's folder: a file's by size and time of
-change, a published tag's and random ones' by the versions of the libraries.
+change, a published tag's and random ones' by the versions of the libraries and the content of `train.models`.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,14 +1,18 @@
 """Work in a process of its own: its answer, its errors, its death."""
 
+import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from curate.errors import RunStopped, UserError
 from curate.store import Store
-from curate.training import Trainer, _apart
+from curate.training import Trainer, _apart, train_here
+from tests.train.toys import table
 
 
 def mistaken() -> None:
@@ -55,3 +59,21 @@ def test_what_random_weights_hash_to_is_remembered_in_the_run_s_folder(tmp_path:
     assert len(set(found)) == 3
     monkeypatch.setattr("train.models.folder.weights_digest", lambda *_: pytest.fail("it was not remembered"))
     assert [Trainer(Store(tmp_path, "c"), block, "", "").digest(f"random:{seed}") for seed in (1, 2, 3)] == found
+
+
+def test_what_is_finished_is_handed_to_nobody(tmp_path: Path) -> None:
+    """Neither to a process with torch nor to Ray; a card that does not say what its training began with is."""
+    block = {"model": "curate-conv-64", "samples_seen": 8, "batch": 4, "threads": 1, "tensorboard": False}
+    pairs, asked = table(tmp_path, range(8)), list[Path]()
+
+    def trained_again(settings: Mapping[str, Any], out: Path) -> str:
+        asked.append(out)
+        return "model"
+
+    name = Trainer(Store(tmp_path, "a"), block, "", "", train_here).train(pairs, "chain")
+    again = Trainer(Store(tmp_path, "b"), block, "", "", trained_again)
+    assert again.train(pairs, "chain") == name and not asked
+    card = json.loads((tmp_path / name / "train.json").read_text())
+    del card["start"]
+    (tmp_path / name / "train.json").write_text(json.dumps(card))
+    assert again.train(pairs, "chain") == name and asked == [(tmp_path / name).parent]

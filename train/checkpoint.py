@@ -6,7 +6,7 @@
 A BLIP has transformers' files instead of the first two. Where a moving average is kept, it is what open_clip reads; a checkpoint
 has the weights that learn in learning.safetensors, and what a loss keeps besides the model in loss.safetensors.
 
-`train.json`: model, step, settings, digests of data, of the initial and of these weights, figures. No pickles, no times.
+`train.json`: what `train.purpose` says of the training, step, digest of these weights, figures. No pickles, no times.
 """
 
 import shutil

@@ -90,7 +90,6 @@ def _train(config: Config, out: Path, ranks: Ranks, progress: Watcher | None) ->
 def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, index: Index, order: Order,
              skipped: Sequence[int]) -> Result:
     num_steps = config.samples_seen.steps(config.batch, order.steps_per_epoch)
-    check_warmup(num_steps, config)
     loaded = start(config, ranks.device)
     writer(loaded, config.eval)     # as `check`: refuses what writes no captions, and here what embeds nothing
     embedded = config.eval.retrieval or config.eval.images or config.eval.benchmarks
@@ -101,6 +100,7 @@ def _attempt(config: Config, out: Path, ranks: Ranks, progress: Watcher | None, 
     if card is not None:
         return _result(out, card)
 
+    check_warmup(num_steps, config)     # not of what was finished before there was the check
     prepare(loaded.model, config)
     optimizer = make_optimizer(loaded.model, config)
     average = Average(loaded, config.ema) if config.ema is not None and ranks.is_first else None

@@ -1,8 +1,8 @@
 """Whether CapFilt makes a better dataset of the demo's pool, and what of it does so: five arms, three paired seeds (see `arms`).
 
 Judged by retrieval on 500 clean scenes that no arm has seen. The captioner and the filter are those of `python -m
-tests.site.capfilt`, trained first where they are not there. Figures go to runs/capfilt/figures.json and are printed. About 50
-minutes on two cores.
+tests.site.capfilt`, trained first where they are not there. Figures go to runs/capfilt/figures.json and are printed. 32 to
+50 minutes on two cores.
 """
 
 import json
